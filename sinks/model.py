@@ -1,0 +1,79 @@
+"""The domain records as the sinks take them: validated, exact decimals, dates in UTC (source: contract, Records)."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Literal
+
+import msgspec
+
+TransactionType = Literal[
+    "BUY", "SELL", "TRANSFER_IN", "TRANSFER_OUT", "SPLIT", "DIVIDEND", "INTEREST", "FEE", "TAX"
+]
+CostBasisMethod = Literal["FIFO", "AVCO"]
+
+
+class Price(msgspec.Struct, frozen=True):
+    """One closing price; identity (security_id, price_date)."""
+
+    security_id: str
+    price_date: date
+    price: Decimal
+    currency: str = "USD"
+    revision: int = 0
+
+
+class Transaction(msgspec.Struct, frozen=True):
+    """One transaction, latest revision; identity transaction_id. transaction_date is an aware UTC timestamp."""
+
+    transaction_id: str
+    portfolio_id: str
+    security_id: str
+    transaction_date: datetime
+    transaction_type: TransactionType
+    quantity: Decimal
+    price: Decimal
+    gross_transaction_amount: Decimal
+    trade_fee: Decimal = Decimal(0)
+    currency: str = "USD"
+    revision: int = 0
+    cancelled: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(security_id, portfolio_id): the order in which keys are locked."""
+        return (self.security_id, self.portfolio_id)
+
+    @property
+    def order(self) -> tuple[datetime, bytes]:
+        """The place among the key's transactions (semantics, Order): timestamp, then id by its UTF-8 bytes."""
+        return (self.transaction_date, self.transaction_id.encode())
+
+    @property
+    def position_date(self) -> date:
+        """The UTC date of the timestamp."""
+        return self.transaction_date.astimezone(UTC).date()
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A record that was refused: as received, with where it came from and why."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    reason: Literal["malformed", "invalid", "conflicting_duplicate", "too_large"]
+    detail: str
+
+
+class Job(msgspec.Struct, frozen=True):
+    """RESET_WATERMARKS for one security from one date; covers corrections up to seq (contract, Output topics)."""
+
+    job_id: int
+    security_id: str
+    earliest_impacted_date: date
+    seq: int
+    created_at: datetime
+    job_type: str = "RESET_WATERMARKS"

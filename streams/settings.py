@@ -1,0 +1,136 @@
+"""Settings: environment variables with prefix TIDEMARK_ and a .env file, checked at start (contract, Settings)."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+STACK_FILE = "stack.json"
+
+
+class SettingsError(Exception):
+    """A setting is wrong or missing; the message is one line that names it and says what to do."""
+
+
+class Settings(BaseSettings):
+    """What an operator may set. Units are in the names; defaults suit one machine."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TIDEMARK_", env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    broker_url: str | None = Field(None, description="kafka://host:port;host:port… ; none: the local stack's")
+    database_url: SecretStr | None = Field(None, description="postgresql://… ; none: the local stack's")
+    data_dir: Path = Field(Path(".tidemark"), description="local stack, table state (RocksDB), logs")
+    web_host: str = Field("127.0.0.1", description="address every worker's web server binds")
+    web_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free port")
+    web_token: SecretStr | None = Field(None, description="if set, web requests need it as a bearer token")
+    topic_prefix: str = Field("", description="put before every topic and consumer group", pattern=r"^[A-Za-z0-9._-]*$")
+    internal_partitions: Annotated[int, Field(ge=1, le=1024)] = Field(
+        4, description="partitions of every internal topic; fixed at first start"
+    )
+    input_partitions: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="partitions of created input topics")
+    replication_factor: Annotated[int, Field(ge=1, le=15)] = Field(1, description="of created topics")
+    cost_basis_method: Literal["FIFO", "AVCO"] = Field("FIFO", description="one method per installation")
+    reset_rows_per_second: Annotated[float, Field(gt=0)] = Field(
+        10_000, description="first value of the cluster-wide limit on watermark resets"
+    )
+    reset_chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(2_000, description="keys a reset locks at once")
+    valuation_keys: Annotated[int, Field(ge=1, le=100_000)] = Field(2_000, description="keys one valuation claims")
+    batch_records: Annotated[int, Field(ge=1, le=100_000)] = Field(5_000, description="records in one sink transaction")
+    session_timeout_seconds: Annotated[float, Field(ge=1, le=300)] = Field(15, description="Kafka group session")
+    repair_after_seconds: Annotated[float, Field(gt=0)] = Field(
+        30, description="a correction without a live job for so long is issued again"
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN")
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: Path | None = Field(None, description="PEM file with the broker's authority")
+    ssl_certfile: Path | None = Field(None, description="PEM file with the client's certificate")
+    ssl_keyfile: Path | None = Field(None, description="PEM file with the client's key")
+
+    @field_validator("broker_url")
+    @classmethod
+    def _kafka_scheme(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        for part in value.split(";"):
+            host, _, port = part.removeprefix("kafka://").rpartition(":")
+            if not host or not port.isdigit() or "/" in host:
+                raise ValueError("expected kafka://host:port;host:port…")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres_scheme(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("expected postgresql://user:password@host:port/database")
+        return value
+
+    @cached_property
+    def bootstrap_servers(self) -> str:
+        """host:port,host:port: the form Kafka clients take."""
+        return ",".join(part.removeprefix("kafka://") for part in self.broker.split(";"))
+
+    @property
+    def broker(self) -> str:
+        """The broker's address; SettingsError when neither named nor running locally."""
+        if self.broker_url is None:
+            raise SettingsError(self._nothing_named("TIDEMARK_BROKER_URL"))
+        return self.broker_url
+
+    @property
+    def dsn(self) -> str:
+        """The database's address; SettingsError when neither named nor running locally."""
+        if self.database_url is None:
+            raise SettingsError(self._nothing_named("TIDEMARK_DATABASE_URL"))
+        return self.database_url.get_secret_value()
+
+    def _nothing_named(self, name: str) -> str:
+        return f"no local stack runs in {self.data_dir}: start one with `tidemark up`, or set {name}"
+
+    def topic(self, name: str) -> str:
+        """The topic's name on the broker."""
+        return self.topic_prefix + name
+
+    def group(self, role: str) -> str:
+        """The consumer group, and Faust app id, of a role."""
+        return f"{self.topic_prefix}tidemark-{role}"
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the settings; addresses that are not named come from the local stack in DATA_DIR, if one runs there.
+
+    Raises SettingsError with one line per wrong setting.
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(dict(e)) for e in error.errors())) from None
+    if settings.broker_url and settings.database_url:
+        return settings
+    return settings.model_copy(update=_local_addresses(settings))
+
+
+def _explain(error: dict[str, Any]) -> str:
+    name = "TIDEMARK_" + "_".join(str(part) for part in error["loc"]).upper()
+    return f"{name}: {error['msg'].removeprefix('Value error, ')} (got {error.get('input')!r})"
+
+
+def _local_addresses(settings: Settings) -> dict[str, Any]:
+    try:
+        stack = json.loads((settings.data_dir / STACK_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    found: dict[str, Any] = {}
+    if settings.broker_url is None and stack.get("broker_url"):
+        found["broker_url"] = stack["broker_url"]
+    if settings.database_url is None and stack.get("database_url"):
+        found["database_url"] = SecretStr(stack["database_url"])
+    return found
