@@ -1,0 +1,243 @@
+"""Exactly once from Kafka into Postgres: the effect of a batch and the offset after it commit in one transaction.
+
+Postgres owns the offsets of every topic whose effect is in Postgres (`kafka_offsets`). A worker that is assigned a
+partition *claims* it: epoch + 1. From then on each transaction compares-and-swaps (next_offset, epoch), so a worker
+that lost the partition without knowing (a zombie) is fenced out by the very transaction that would do harm.
+
+Three outcomes for a batch: applied, Fenced (drop it and wait for the rebalance), or an error that must stop the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
+
+import asyncpg
+
+from sinks.database import Connection, Pool, is_transient
+
+logger = logging.getLogger(__name__)
+
+Partition = tuple[str, int]
+T = TypeVar("T")
+
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 2.0
+
+_CLAIM = """
+insert into kafka_offsets as o (consumer_group, topic, partition, next_offset, epoch)
+values ($1, $2, $3, $4, 1)
+on conflict (consumer_group, topic, partition) do update set epoch = o.epoch + 1
+returning next_offset, epoch
+"""
+
+_SWAP = """
+update kafka_offsets set next_offset = $4
+where consumer_group = $1 and topic = $2 and partition = $3 and next_offset = $5 and epoch = $6
+returning 1
+"""
+
+# A plain read would not see a commit that is still in doubt; the lock waits for it.
+_READ_BACK = """
+select next_offset, epoch from kafka_offsets
+where consumer_group = $1 and topic = $2 and partition = $3
+for update
+"""
+
+
+class Record(Protocol):
+    """One Kafka record, as consumers deliver it."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A fetched chunk of one partition. start: where the chunk before it ended; epoch: the claim it was fetched under."""
+
+    topic: str
+    partition: int
+    epoch: int
+    start: int
+    records: Sequence[Record]
+
+    @property
+    def next_offset(self) -> int:
+        """The offset after the batch."""
+        return self.records[-1].offset + 1
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What this worker believes Postgres holds for a partition."""
+
+    next_offset: int
+    epoch: int
+
+
+class Fenced(Exception):  # noqa: N818 - an outcome, not an error
+    """Another worker has claimed the partition since; nothing was changed."""
+
+
+class Stopping(Exception):  # noqa: N818
+    """The worker is shutting down while a transient error persists; nothing was changed."""
+
+
+class BrokenChain(Exception):  # noqa: N818
+    """A batch does not start where the last one ended: records between them would be lost. Stop the worker."""
+
+
+class OffsetOutsideLog(Exception):  # noqa: N818
+    """The stored offset is not in the topic's log. Consuming from anywhere else would lose or skip records."""
+
+
+class Offsets:
+    """The claims and transactions of one consumer group. Not for concurrent use of the same partition."""
+
+    def __init__(self, pool: Callable[[], Awaitable[Pool]], group: str, stopping: Callable[[], bool]) -> None:
+        self._pool = pool
+        self._group = group
+        self._stopping = stopping
+        self._held: dict[Partition, Claim] = {}
+
+    def held(self, partition: Partition) -> Claim | None:
+        """The newest claim of this worker on the partition."""
+        return self._held.get(partition)
+
+    async def claim(self, partition: Partition, log_start: int, log_end: int) -> Claim:
+        """Take the partition over: every older claim is fenced from here on. Waits for Postgres as long as it takes.
+
+        A first claim starts at the log's beginning. Raises OffsetOutsideLog when the stored offset was removed by
+        retention or lies beyond the end (the topic was recreated, or Postgres restored from a later backup).
+        """
+        row = await self._patiently(lambda c: c.fetchrow(_CLAIM, self._group, *partition, log_start))
+        claim = Claim(row["next_offset"], row["epoch"])
+        if not log_start <= claim.next_offset <= log_end:
+            raise OffsetOutsideLog(
+                f"{partition[0]}[{partition[1]}]: the stored offset {claim.next_offset} is outside the log "
+                f"[{log_start}, {log_end}]: records were removed or the topic was recreated. Restore the topic, or "
+                f"set next_offset in tidemark.kafka_offsets (consumer_group '{self._group}') to where it must go on"
+            )
+        current = self._held.get(partition)
+        if current is None or current.epoch < claim.epoch:
+            self._held[partition] = claim
+        return claim
+
+    async def apply(
+        self,
+        batch: Batch,
+        effect: Callable[[Connection, Sequence[Record]], Awaitable[T]],
+        refuse: Callable[[Connection, Record, str], Awaitable[None]],
+    ) -> list[T]:
+        """Commit the effect of the batch and the offset after it; returns the effect's outcomes.
+
+        Records before the stored offset are skipped. A value that Postgres itself refuses is isolated by halving
+        the batch and handed to `refuse`, with the offset in the same transaction. Transient errors are retried in
+        place. Raises Fenced, BrokenChain, Stopping; any other error is a bug and must stop the worker.
+        """
+        held = self._held.get((batch.topic, batch.partition))
+        if held is None or held.epoch != batch.epoch:
+            raise Fenced
+        if batch.start > held.next_offset:
+            raise BrokenChain(
+                f"{batch.topic}[{batch.partition}]: batch starts at {batch.start}, expected {held.next_offset}"
+            )
+        fresh = [record for record in batch.records if record.offset >= held.next_offset]
+        if not fresh:
+            return []
+        try:
+            return [await self.step(batch, batch.next_offset, lambda c: effect(c, fresh))]
+        except asyncpg.DataError as error:
+            if len(fresh) == 1:
+                detail = str(error)
+                await self.step(batch, batch.next_offset, lambda c: refuse(c, fresh[0], detail))
+                return []
+        middle = len(fresh) // 2
+        halves = (fresh[:middle], fresh[middle:])
+        return [
+            outcome
+            for half in halves
+            for outcome in await self.apply(
+                replace(batch, start=held.next_offset if half is halves[0] else halves[0][-1].offset + 1, records=half),
+                effect,
+                refuse,
+            )
+        ]
+
+    async def step(self, batch: Batch, next_offset: int, effect: Callable[[Connection], Awaitable[T]]) -> T:
+        """One fenced transaction that moves the offset of the batch's partition forward, to next_offset.
+
+        next_offset may equal the stored one: the fence is checked and the row locked, nothing moves; such an effect
+        must be safe to repeat (compare-and-swap on state of its own).
+        """
+        partition = (batch.topic, batch.partition)
+        held = self._held[partition]
+        if held.epoch != batch.epoch:
+            raise Fenced
+        wanted = Claim(next_offset, held.epoch)
+        delay = _FIRST_BACKOFF
+        while True:
+            outcome: _Done[T] | None = None
+            try:
+                async with (await self._pool()).acquire() as connection:
+                    async with connection.transaction():
+                        swapped = await connection.fetchval(
+                            _SWAP, self._group, *partition, next_offset, held.next_offset, held.epoch
+                        )
+                        if swapped is None:
+                            raise Fenced
+                        outcome = _Done(await effect(connection))
+                break
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                logger.warning("%s[%d]: %s: %s; retrying", *partition, type(error).__name__, error)
+            delay = await self._back_off(delay)
+            if outcome is not None and await self._committed(partition, held, wanted):
+                break
+        if self._held.get(partition) == held:  # a newer claim may have landed meanwhile
+            self._held[partition] = wanted
+        return outcome.value
+
+    async def _committed(self, partition: Partition, before: Claim, after: Claim) -> bool:
+        """After an ambiguous COMMIT: did it happen? Raises Fenced when someone else has moved on."""
+        row = await self._patiently(lambda c: c.fetchrow(_READ_BACK, self._group, *partition))
+        found = Claim(row["next_offset"], row["epoch"])
+        if found == before:
+            return False  # not committed, or nothing moved and the effect is safe to repeat
+        if found == after:
+            return True
+        raise Fenced
+
+    async def _patiently(self, query: Callable[[Connection], Awaitable[asyncpg.Record]]) -> asyncpg.Record:
+        delay = _FIRST_BACKOFF
+        while True:
+            try:
+                async with (await self._pool()).acquire() as connection, connection.transaction():
+                    return await query(connection)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                logger.warning("Postgres: %s: %s; retrying", type(error).__name__, error)
+            delay = await self._back_off(delay)
+
+    async def _back_off(self, delay: float) -> float:
+        if self._stopping():
+            raise Stopping
+        await asyncio.sleep(delay)
+        return min(delay * 2, _LONGEST_BACKOFF)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done(Generic[T]):
+    value: T

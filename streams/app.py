@@ -1,0 +1,159 @@
+"""What the four Faust apps share: settings, the pool, the offsets, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import faust
+from aiohttp import web as aiohttp_web
+
+from sinks import outbox
+from sinks.database import Pool, connect_pool, is_transient
+from sinks.offsets import Offsets
+from streams.kafka_clients import ssl_context
+from streams.settings import Settings
+from streams.transport import BatchApp, BatchLimits
+
+logger = logging.getLogger(__name__)
+
+_OPEN_PATHS = {"/healthz", "/readyz"}
+_HINT_SECONDS = 0.005  # a burst of commits costs one NOTIFY
+
+
+class App(BatchApp):
+    """One role's Faust app. Settings are read once; Postgres is connected at the first use."""
+
+    def __init__(self, role: str, settings: Settings) -> None:
+        self.role = role
+        self.settings = settings
+        self._pool: Pool | None = None
+        self._pool_lock = asyncio.Lock()
+        self._hint = asyncio.Event()
+        super().__init__(settings.group(role), **_faust_settings(role, settings))
+        self.offsets = Offsets(self.pool, settings.group(role), lambda: self.should_stop)
+        self.task(self._send_hints)
+
+    async def pool(self) -> Pool:
+        """The worker's connections to Postgres."""
+        async with self._pool_lock:
+            if self._pool is None:
+                self._pool = await connect_pool(self.settings.dsn, size=8)
+            return self._pool
+
+    def input(self, name: str) -> Any:
+        """A topic whose offsets Postgres owns, in batches."""
+        return self.batch_topic(self.settings.topic(name), BatchLimits(self.settings.batch_records))
+
+    def outbox_written(self) -> None:
+        """Hint to the relay, sent soon by a task of its own: nothing waits for it."""
+        self._hint.set()
+
+    async def _send_hints(self) -> None:
+        while not self.should_stop:
+            await self._hint.wait()
+            self._hint.clear()
+            try:
+                await outbox.wake(await self.pool())
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+            await asyncio.sleep(_HINT_SECONDS)
+
+    def forever(self, body: Callable[[], Awaitable[None]]) -> None:
+        """Run the body as a task; it handles its own transient errors, so an error that leaves it stops the worker."""
+
+        async def guarded() -> None:
+            try:
+                await body()
+            except Exception as error:
+                logger.exception("%s", body)
+                self.fail(f"{type(error).__name__}: {error}")
+
+        self.task(guarded)
+
+    async def ready(self) -> str | None:
+        """None when recovered, assigned and the database reachable; else what is missing."""
+        if self.rebalancing or not self.tables.recovery.completed.is_set() or self.in_recovery:
+            return "recovering"
+        try:
+            async with asyncio.timeout(2), (await self.pool()).acquire() as connection:
+                await connection.fetchval("select 1")
+        except Exception as error:
+            return f"database: {type(error).__name__}"
+        return None
+
+
+def _faust_settings(role: str, settings: Settings) -> dict[str, Any]:
+    data_dir = Path(settings.data_dir).absolute()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    session = settings.session_timeout_seconds
+    return {
+        "broker": [f"kafka://{server}" for server in settings.bootstrap_servers.split(",")],
+        "broker_credentials": _credentials(settings),
+        "store": "rocksdb://" if role == "triggers" else "memory://",
+        "datadir": str(data_dir / f"tables-{role}"),
+        "key_serializer": "raw",
+        "value_serializer": "raw",
+        "processing_guarantee": "at_least_once",
+        "topic_allow_declare": False,
+        "topic_disable_leader": True,
+        "topic_partitions": settings.internal_partitions,
+        "topic_replication_factor": settings.replication_factor,
+        "table_standby_replicas": 1,
+        "stream_wait_empty": True,
+        "stream_buffer_maxsize": 4096,
+        "broker_max_poll_records": 500,
+        "broker_session_timeout": session,
+        "broker_heartbeat_interval": session / 5,
+        "broker_commit_interval": 1.0,
+        "producer_acks": -1,
+        "producer_request_timeout": 30.0,
+        "producer_max_request_size": 2 * 1024 * 1024,
+        "web_bind": settings.web_host,
+        "web_host": settings.web_host,
+        "web_port": settings.web_port or free_port(settings.web_host),
+        "web_application_options": {"middlewares": [_authorised(settings)]},
+        "worker_redirect_stdouts": False,
+    }
+
+
+def free_port(host: str) -> int:
+    """A port that was free a moment ago."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _credentials(settings: Settings) -> Any:
+    context: ssl.SSLContext | None = ssl_context(settings)
+    if settings.security_protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=settings.sasl_username,
+            password=settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+            mechanism=settings.sasl_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context else None
+
+
+def _authorised(settings: Settings) -> Any:
+    token = settings.web_token.get_secret_value() if settings.web_token else None
+
+    @aiohttp_web.middleware
+    async def authorise(request: aiohttp_web.Request, handler: Any) -> Any:
+        if token and request.path.rstrip("/") not in _OPEN_PATHS:
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), token.encode()):
+                return aiohttp_web.json_response({"error": "bearer token needed"}, status=401)
+        return await handler(request)
+
+    return authorise

@@ -1,0 +1,100 @@
+"""The agent side of an exactly-once sink: decode, apply, bury what is refused, report. One place for all sinks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from sinks import outbox
+from sinks.database import Connection
+from sinks.model import DeadLetter
+from sinks.offsets import Batch, Fenced, Record, Stopping
+from streams import metrics
+from streams.app import App
+from streams.records import Rejected
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What one transaction did: records ignored, records refused by offset, and whether the outbox got anything."""
+
+    ignored: int = 0
+    conflicts: Mapping[int, str] = field(default_factory=dict)
+    epochs_bumped: int = 0
+    outbox: bool = True
+
+
+class Sink(Generic[T]):
+    """decode: bytes to a record, raising Rejected; apply: the effect of (offset, record) pairs on an open connection."""
+
+    def __init__(
+        self,
+        app: App,
+        topic: str,
+        decode: Callable[[bytes | None], T],
+        apply: Callable[[Connection, Sequence[tuple[int, T]]], Awaitable[Applied]],
+    ) -> None:
+        self._app = app
+        self._topic = topic
+        self._decode = decode
+        self._apply = apply
+
+    async def take(self, batch: Batch) -> None:
+        """Commit one batch, or drop it when fenced. Nothing else leaves: a bug ends the process."""
+        try:
+            with metrics.BATCH_SECONDS.labels(self._topic).time():
+                outcomes = await self._app.offsets.apply(batch, self._effect, self._refuse)
+        except Fenced:
+            metrics.FENCED.labels(self._topic).inc()
+            logger.warning("%s[%d]: fenced at %d; batch dropped", batch.topic, batch.partition, batch.start)
+            return
+        except Stopping:
+            return
+        except Exception as error:
+            logger.exception("%s[%d] from offset %d", batch.topic, batch.partition, batch.start)
+            self._app.fail(f"{type(error).__name__}: {error}")
+            return
+        self._report(batch, outcomes)
+
+    async def _effect(self, connection: Connection, records: Sequence[Record]) -> tuple[Applied, list[DeadLetter]]:
+        good: list[tuple[int, T]] = []
+        letters: list[DeadLetter] = []
+        for record in records:
+            try:
+                good.append((record.offset, self._decode(record.value)))
+            except Rejected as error:
+                letters.append(self._letter(record, error.reason, error.detail))
+        applied = await self._apply(connection, good) if good else Applied(outbox=False)
+        if applied.conflicts:
+            letters += [
+                self._letter(record, "conflicting_duplicate", applied.conflicts[record.offset])
+                for record in records
+                if record.offset in applied.conflicts
+            ]
+        await outbox.bury(connection, letters)
+        return applied, letters
+
+    async def _refuse(self, connection: Connection, record: Record, detail: str) -> None:
+        logger.error("%s: Postgres refused the record at offset %d: %s", self._topic, record.offset, detail)
+        await outbox.bury(connection, [self._letter(record, "invalid", detail)])
+        metrics.DEAD_LETTERS.labels(self._topic, "invalid").inc()
+
+    def _letter(self, record: Any, reason: Any, detail: str) -> DeadLetter:
+        return DeadLetter(record.topic, record.partition, record.offset, record.key, record.value, reason, detail)
+
+    def _report(self, batch: Batch, outcomes: Sequence[tuple[Applied, list[DeadLetter]]]) -> None:
+        metrics.BATCHES.labels(self._topic).inc()
+        metrics.RECORDS.labels(self._topic).inc(len(batch))
+        for applied, letters in outcomes:
+            metrics.IGNORED.labels(self._topic).inc(applied.ignored)
+            metrics.EPOCH_BUMPED.inc(applied.epochs_bumped)
+            for letter in letters:
+                metrics.DEAD_LETTERS.labels(self._topic, letter.reason).inc()
+            if applied.outbox or letters:
+                self._app.outbox_written()

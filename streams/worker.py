@@ -1,0 +1,25 @@
+"""Start one worker of a role in this process; `faust -A streams.ROLE worker` is the same."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import NoReturn
+
+import faust
+import uvloop
+
+from streams.settings import Settings
+
+ROLES = ("intake", "triggers", "resets", "books")
+
+
+def run(role: str, settings: Settings) -> NoReturn:
+    """Run until SIGTERM or SIGINT; exits the process."""
+    settings.broker, settings.dsn  # noqa: B018 - say what is missing before anything starts
+    uvloop.install()
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    app = importlib.import_module(f"streams.{role}").app
+    worker = faust.Worker(app, loglevel="INFO", redirect_stdouts=False)
+    sys.exit(worker.execute_from_commandline())
