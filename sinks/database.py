@@ -100,7 +100,9 @@ async def _migrate(connection: Connection) -> list[str]:
         digest = hashlib.sha256(sql.encode()).hexdigest()
         if version in applied:
             if applied[version]["sha256"] != digest:
-                raise DatabaseError(f"migration {version:04d}_{name} was changed after it was applied: restore its file")
+                raise DatabaseError(
+                    f"migration {version:04d}_{name} was changed after it was applied: restore its file"
+                )
             continue
         await connection.execute(sql)
         await connection.execute(

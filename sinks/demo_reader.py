@@ -64,9 +64,7 @@ async def read_job(connection: Connection, security_id: str) -> dict[str, Any] |
     return dict(row) if row else None
 
 
-async def read_key(
-    connection: Connection, portfolio_id: str, security_id: str, day: date
-) -> dict[str, Any] | None:
+async def read_key(connection: Connection, portfolio_id: str, security_id: str, day: date) -> dict[str, Any] | None:
     """A key's state and its snapshot of one date (null columns if it has none); None for an unknown key."""
     row = await connection.fetchrow(_KEY, portfolio_id, security_id, day)
     return dict(row) if row else None

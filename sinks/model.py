@@ -8,9 +8,7 @@ from typing import Literal
 
 import msgspec
 
-TransactionType = Literal[
-    "BUY", "SELL", "TRANSFER_IN", "TRANSFER_OUT", "SPLIT", "DIVIDEND", "INTEREST", "FEE", "TAX"
-]
+TransactionType = Literal["BUY", "SELL", "TRANSFER_IN", "TRANSFER_OUT", "SPLIT", "DIVIDEND", "INTEREST", "FEE", "TAX"]
 CostBasisMethod = Literal["FIFO", "AVCO"]
 
 

@@ -60,7 +60,7 @@ class Record(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A fetched chunk of one partition. start: where the chunk before it ended; epoch: the claim it was fetched under."""
+    """A fetched chunk of one partition. start: where the one before ended; epoch: the claim it was fetched under."""
 
     topic: str
     partition: int

@@ -1,4 +1,4 @@
-"""The outbox: everything that leaves Postgres, written in the transaction that it reports (design, Outbox and relay)."""
+"""The outbox: everything that leaves Postgres, written in the transaction that it reports (design, section 3)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ def add_pages(app: App) -> None:
     @app.page("/readyz")
     async def readyz(web: Any, request: Any) -> Any:
         missing = await app.ready()
-        return web.json({"role": app.role, "ready": missing is None, "missing": missing}, status=503 if missing else 200)
+        return web.json(
+            {"role": app.role, "ready": missing is None, "missing": missing}, status=503 if missing else 200
+        )
 
     @app.page("/metrics")
     async def metrics(web: Any, request: Any) -> Any:

@@ -91,11 +91,11 @@ class Relay:
         return len(acked)
 
     async def _publish_key(self, producer: AIOKafkaProducer, events: Sequence[outbox.OutboxEvent]) -> list[int]:
-        sent = []
-        acked = []
+        sent: list[asyncio.Future[object]] = []
+        acked: list[int] = []
         try:
-            for event in events:
-                sent.append(await self._send(producer, event))
+            for event in events:  # in order: not a comprehension, so that what was sent is known on an error
+                sent.append(await self._send(producer, event))  # noqa: PERF401
             for event, future in zip(events, sent, strict=True):
                 await future
                 acked.append(event.id)
@@ -109,4 +109,5 @@ class Relay:
         headers = [(name, value.encode()) for name, value in event.headers.items()]
         headers.append(("event_id", str(event.id).encode()))
         topic = self._settings.topic(event.topic)
-        return await producer.send(topic, key=event.key, value=event.value, headers=headers)
+        future: asyncio.Future[object] = await producer.send(topic, key=event.key, value=event.value, headers=headers)
+        return future

@@ -31,7 +31,7 @@ class Applied:
 
 
 class Sink(Generic[T]):
-    """decode: bytes to a record, raising Rejected; apply: the effect of (offset, record) pairs on an open connection."""
+    """decode: bytes to a record, raising Rejected; apply: the effect of (offset, record) pairs."""
 
     def __init__(
         self,

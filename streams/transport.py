@@ -28,7 +28,7 @@ import faust
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from sinks.offsets import Batch, Claim, Offsets, OffsetOutsideLog
+from sinks.offsets import Batch, Claim, OffsetOutsideLog, Offsets
 
 if TYPE_CHECKING:
     from faust.types.tuples import ConsumerMessage

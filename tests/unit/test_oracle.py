@@ -56,9 +56,7 @@ def snapshots(trades, prices=(), days=BUSINESS, method="FIFO"):
 def test_a_late_sell_between_two_buys():
     trades = [trade("BUY", 100, 200, 1), trade("BUY", 50, 220, 3), trade("SELL", 40, 215, 2)]
     assert after(*trades) == (110, 23_000, 600)
-    assert [
-        row.transaction_id.split("-")[0] for row in compute_books(trades, [], [], "FIFO").history[KEY]
-    ] == [
+    assert [row.transaction_id.split("-")[0] for row in compute_books(trades, [], [], "FIFO").history[KEY]] == [
         "BUY",
         "SELL",
         "BUY",
@@ -345,9 +343,7 @@ def test_equal_revisions_of_a_price_are_won_by_the_later():
 def test_decimals_are_exact_and_rounded_on_intake():
     text = '{"security_id": "S", "price_date": "2025-09-01", "price": 0.12345678905000001}'
     exact = '{"security_id": "T", "price_date": "2025-09-01", "price": "0.12345678905"}'
-    inputs = fold_inputs(
-        [("prices", text), ("prices", exact), ("business-dates", '{"business_date": "2025-09-01"}')]
-    )
+    inputs = fold_inputs([("prices", text), ("prices", exact), ("business-dates", '{"business_date": "2025-09-01"}')])
     assert [each.price for each in inputs.prices.values()] == [D("0.1234567891"), D("0.1234567890")]
     assert inputs.business_dates == {DAY[0]}
 
@@ -452,9 +448,7 @@ def test_trades_conserve_money(drawn, method):
 def test_the_methods_agree_once_flat(drawn, final):
     held = position_history(sequence_of(drawn), "FIFO")[-1].quantity
     closing = [("SELL" if held > 0 else "BUY", abs(held), final, D(0))] if held else []
-    fifo, avco = (
-        position_history(sequence_of([*drawn, *closing]), method)[-1] for method in ("FIFO", "AVCO")
-    )
+    fifo, avco = (position_history(sequence_of([*drawn, *closing]), method)[-1] for method in ("FIFO", "AVCO"))
     assert fifo == avco
     assert (fifo.quantity, fifo.cost_basis) == (0, 0)
 
@@ -477,6 +471,4 @@ def test_the_order_of_arrival_does_not_matter(drawn, random, method):
     trades = sequence_of(drawn)
     shuffled = random.sample(trades, len(trades))
     quotes = [price(3, 1), price(4, 2)]
-    assert compute_books(shuffled, quotes, BUSINESS, method) == compute_books(
-        trades, quotes, BUSINESS, method
-    )
+    assert compute_books(shuffled, quotes, BUSINESS, method) == compute_books(trades, quotes, BUSINESS, method)

@@ -56,9 +56,7 @@ def _lines(result: AuditResult) -> list[str]:
         lines.append(f"{waiting}: only their history is compared")
     what = f"{result.snapshots:,} snapshots and {result.history_rows:,} history rows of {result.keys:,} keys"
     if result.agrees:
-        lines.append(
-            f"{what} agree with a recomputation ({result.method}, up to {result.latest or 'no closed date'})"
-        )
+        lines.append(f"{what} agree with a recomputation ({result.method}, up to {result.latest or 'no closed date'})")
     else:
         lines.append(f"{len(result.differences):,} differences in {what}")
     return lines

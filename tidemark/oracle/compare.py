@@ -21,9 +21,7 @@ class Actual:
     states: Sequence[Row]
 
 
-def compare(
-    expected: Books, actual: Actual, *, latest: date | None, waiting: Collection[Key] = ()
-) -> list[str]:
+def compare(expected: Books, actual: Actual, *, latest: date | None, waiting: Collection[Key] = ()) -> list[str]:
     """List what differs; empty when the books are right.
 
     latest is L, None before the first date closes. Keys in waiting (those of the view dirty_keys) are not
@@ -62,9 +60,7 @@ def _snapshot_lines(key: Key, expected: Sequence[SnapshotRow], actual: Sequence[
         yield from _row_lines(key, f"snapshot {day}", wanted.get(day), found.get(day))
 
 
-def _row_lines(
-    key: Key, what: str, expected: HistoryRow | SnapshotRow | None, actual: Row | None
-) -> Iterator[str]:
+def _row_lines(key: Key, what: str, expected: HistoryRow | SnapshotRow | None, actual: Row | None) -> Iterator[str]:
     if expected is None:
         yield _line(key, what, "is there, should not be")
     elif actual is None:
@@ -76,9 +72,7 @@ def _row_lines(
                 yield _line(key, what, f"{column.name} is {_text(have)}, should be {_text(want)}")
 
 
-def _state_lines(
-    key: Key, expected: Sequence[HistoryRow], rows: Iterable[Row], state: Row | None
-) -> Iterator[str]:
+def _state_lines(key: Key, expected: Sequence[HistoryRow], rows: Iterable[Row], state: Row | None) -> Iterator[str]:
     """A key with transactions has a state, and no row is of an epoch that the key has not reached."""
     if state is None:
         if expected:
@@ -89,9 +83,7 @@ def _state_lines(
         yield _line(key, "state", f"epoch is {state['epoch']}, but a row has epoch {newest}")
 
 
-def _watermark_lines(
-    key: Key, expected: Sequence[HistoryRow], state: Row | None, latest: date | None
-) -> Iterator[str]:
+def _watermark_lines(key: Key, expected: Sequence[HistoryRow], state: Row | None, latest: date | None) -> Iterator[str]:
     """A watermark reaches L; it is beyond L only where the key's first position date is later still."""
     if state is None or latest is None:
         return

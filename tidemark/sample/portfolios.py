@@ -129,9 +129,7 @@ class _Account:
         self._record("SPLIT", day, SPLIT_RATIO, Decimal(0), at=timedelta(hours=13))
         self.held *= SPLIT_RATIO
 
-    def _move(
-        self, kind: str, day: date, quantity: Decimal, *, fee: bool = True, evening: bool = False
-    ) -> Record:
+    def _move(self, kind: str, day: date, quantity: Decimal, *, fee: bool = True, evening: bool = False) -> Record:
         self.held += quantity if kind == "BUY" else -quantity
         close = self.market.closes[self.security, day]
         price = (close * Decimal(self.rng.randint(9950, 10050)) / 10_000).quantize(Decimal("0.01"))

@@ -1,0 +1,205 @@
+"""Input records: from bytes to the sinks' model, or Rejected (contract, Records; semantics, Bad input)."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from sinks.model import Price, Transaction, TransactionType
+
+Reason = Literal["malformed", "invalid", "too_large"]
+
+LARGEST_RECORD = 1024 * 1024  # bytes
+_PLACES = Decimal("1e-10")
+_EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?", re.ASCII)
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_TIMESTAMP = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?",
+    re.ASCII,
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_EARLIEST, _LATEST = date(1900, 1, 1), date(9999, 12, 31)
+
+
+class Rejected(Exception):  # noqa: N818 - an outcome, not an error of this program
+    """The record is refused: reason is one of the contract's, detail says what is wrong with which field."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+_BigInt = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _BusinessDate(msgspec.Struct):
+    business_date: str
+
+
+class _Transaction(msgspec.Struct):
+    transaction_id: str
+    portfolio_id: str
+    security_id: str
+    transaction_date: str
+    transaction_type: TransactionType
+    quantity: msgspec.Raw
+    price: msgspec.Raw
+    gross_transaction_amount: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    trade_fee: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    currency: str = "USD"
+    revision: _BigInt = 0
+    cancelled: bool = False
+
+
+class _Price(msgspec.Struct):
+    security_id: str
+    price_date: str
+    price: msgspec.Raw
+    currency: str = "USD"
+    revision: _BigInt = 0
+
+
+S = TypeVar("S", _BusinessDate, _Price, _Transaction)
+
+_business_date = msgspec.json.Decoder(_BusinessDate)
+_price = msgspec.json.Decoder(_Price)
+_transaction = msgspec.json.Decoder(_Transaction)
+
+
+def decode_business_date(value: bytes | None) -> date:
+    """A record of business-dates. Raises Rejected."""
+    return _day(_decode(_business_date, value).business_date, "business_date")
+
+
+def decode_price(value: bytes | None) -> Price:
+    """A record of prices. Raises Rejected."""
+    wire = _decode(_price, value)
+    price = _decimal(wire.price, "price")
+    if price <= 0:
+        raise Rejected("invalid", f"price: must be above zero, got {price}")
+    return Price(
+        _name(wire.security_id, "security_id"),
+        _day(wire.price_date, "price_date"),
+        price,
+        _name(wire.currency, "currency"),
+        wire.revision,
+    )
+
+
+def decode_transaction(value: bytes | None) -> Transaction:
+    """A record of transactions; a missing gross_transaction_amount is quantity x price. Raises Rejected."""
+    wire = _decode(_transaction, value)
+    quantity = _not_negative(wire.quantity, "quantity")
+    price = _not_negative(wire.price, "price")
+    if wire.transaction_type == "SPLIT" and quantity == 0:
+        raise Rejected("invalid", "quantity: a SPLIT's ratio must be above zero")
+    if wire.gross_transaction_amount is msgspec.UNSET:
+        amount = _rounded(_EXACT.multiply(quantity, price))
+    else:
+        amount = _not_negative(wire.gross_transaction_amount, "gross_transaction_amount")
+    return Transaction(
+        _name(wire.transaction_id, "transaction_id"),
+        _name(wire.portfolio_id, "portfolio_id"),
+        _name(wire.security_id, "security_id"),
+        _timestamp(wire.transaction_date, "transaction_date"),
+        wire.transaction_type,
+        quantity,
+        price,
+        amount,
+        Decimal(0) if wire.trade_fee is msgspec.UNSET else _not_negative(wire.trade_fee, "trade_fee"),
+        _name(wire.currency, "currency"),
+        wire.revision,
+        wire.cancelled,
+    )
+
+
+def _decode(decoder: msgspec.json.Decoder[S], value: bytes | None) -> S:
+    if value is None:
+        raise Rejected("malformed", "a tombstone: no value")
+    if len(value) > LARGEST_RECORD:
+        raise Rejected("too_large", f"{len(value)} bytes; at most {LARGEST_RECORD} are taken")
+    try:
+        return decoder.decode(value)
+    except msgspec.ValidationError as error:
+        raise Rejected("invalid", str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected("malformed", str(error)) from None
+
+
+def _name(text: str, field: str) -> str:
+    if not text:
+        raise Rejected("invalid", f"{field}: empty")
+    if len(text) > 200:
+        raise Rejected("invalid", f"{field}: {len(text)} characters; at most 200 are taken")
+    if _CONTROL.search(text):
+        raise Rejected("invalid", f"{field}: has control characters")
+    return text
+
+
+def _decimal(raw: msgspec.Raw, field: str) -> Decimal:
+    """Exact, then rounded half-even to 10 places (semantics, Bad input); a JSON number or a string like one."""
+    literal = bytes(raw).decode()
+    if literal.startswith('"'):
+        literal = literal[1:-1]
+    if not _NUMBER.fullmatch(literal):
+        raise Rejected("invalid", f"{field}: not a decimal number: {literal[:60]}")
+    if len(literal) > 1000:
+        raise Rejected("invalid", f"{field}: a number of {len(literal)} characters")
+    value = Decimal(literal)
+    if value.adjusted() >= 18 and value != 0:
+        raise Rejected("invalid", f"{field}: more than 18 digits before the point")
+    return _rounded(value)
+
+
+def _rounded(value: Decimal) -> Decimal:
+    exponent = value.as_tuple().exponent
+    if isinstance(exponent, int) and exponent >= -10:
+        return value
+    with localcontext(_EXACT) as context:
+        context.prec = max(80, len(value.as_tuple().digits) + 30)
+        return value.quantize(_PLACES)
+
+
+def _not_negative(raw: msgspec.Raw, field: str) -> Decimal:
+    value = _decimal(raw, field)
+    if value < 0:
+        raise Rejected("invalid", f"{field}: must not be negative, got {value}")
+    return value
+
+
+def _day(text: str, field: str) -> date:
+    if not _DATE.fullmatch(text):
+        raise Rejected("invalid", f"{field}: not an ISO date (YYYY-MM-DD): {text[:60]}")
+    try:
+        day = date.fromisoformat(text)
+    except ValueError as error:
+        raise Rejected("invalid", f"{field}: {error}") from None
+    return _in_range(day, field)
+
+
+def _in_range(day: date, field: str) -> date:
+    if not _EARLIEST <= day <= _LATEST:
+        raise Rejected("invalid", f"{field}: {day} is not between 1900 and 9999")
+    return day
+
+
+def _timestamp(text: str, field: str) -> datetime:
+    """An aware UTC timestamp; without offset it is UTC, a bare date means midnight UTC (contract, Records)."""
+    if _DATE.fullmatch(text):
+        day = _day(text, field)
+        return datetime(day.year, day.month, day.day, tzinfo=UTC)
+    if not _TIMESTAMP.fullmatch(text):
+        raise Rejected("invalid", f"{field}: not an ISO timestamp of at most microseconds: {text[:60]}")
+    try:
+        moment = datetime.fromisoformat(text.upper())
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise Rejected("invalid", f"{field}: {error}") from None
+    _in_range(moment.date(), field)
+    return moment

@@ -1,0 +1,3 @@
+from tidemark.main import main
+
+main()

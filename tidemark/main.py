@@ -1,0 +1,64 @@
+"""The console script `tidemark`: one line and a non-zero exit on error, `--help` on every command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import click
+from pydantic import SecretStr
+
+from sinks import database
+from streams.settings import Settings, SettingsError, load
+from tidemark.commands import audit
+
+
+class _OneLineErrors(click.Group):
+    """Errors that an operator can act on are one line, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (SettingsError, database.DatabaseError) as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=_OneLineErrors)
+@click.version_option(package_name="tidemark")
+def main() -> None:
+    """Keep a portfolio ledger right when prices and transactions arrive late."""
+
+
+@main.command()
+def migrate() -> None:
+    """Create the schema, or upgrade it."""
+    applied = asyncio.run(database.migrate(load().dsn))
+    click.echo("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def settings(as_json: bool) -> None:
+    """List every setting with its value; secrets are masked."""
+    current = load()
+    rows = [
+        {"name": f"TIDEMARK_{name.upper()}", "value": _shown(current, name), "description": field.description or ""}
+        for name, field in Settings.model_fields.items()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['name']}={row['value'] if row['value'] is not None else ''}  # {row['description']}")
+
+
+def _shown(current: Settings, name: str) -> Any:
+    value = getattr(current, name)
+    if isinstance(value, SecretStr):
+        return "********"
+    return value if value is None or isinstance(value, int | float) else str(value)
+
+
+for command in audit.COMMANDS:
+    main.add_command(command)
