@@ -1,0 +1,62 @@
+"""The price sink: store prices; every late one issues a correction. O(1) in holders (design, Price sink)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sinks import calendar, corrections
+from sinks.database import Connection
+from sinks.model import Price
+
+_UPSERT = """
+with incoming as (
+    select * from unnest($1::text[], $2::date[], $3::numeric[], $4::text[], $5::bigint[])
+        as incoming (security_id, price_date, price, currency, revision)
+    order by security_id collate "C", price_date
+)
+insert into market_prices as stored (security_id, price_date, price, currency, revision)
+select * from incoming
+on conflict (security_id, price_date) do update
+    set price = excluded.price, currency = excluded.currency, revision = excluded.revision
+    where excluded.revision >= stored.revision
+returning security_id, price_date, old.price is distinct from new.price as changed
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PriceOutcome:
+    """Prices stored, records ignored for a lower revision (in the batch or in the table), corrections issued."""
+
+    stored: int
+    ignored: int
+    corrections: int
+
+
+def winners(prices: Iterable[Price]) -> list[Price]:
+    """The one price per (security, date) that counts: the highest revision; of equal ones the later (contract)."""
+    best: dict[tuple[str, object], Price] = {}
+    for price in prices:
+        identity = (price.security_id, price.price_date)
+        if identity not in best or price.revision >= best[identity].revision:
+            best[identity] = price
+    return list(best.values())
+
+
+async def apply(connection: Connection, prices: Sequence[Price]) -> PriceOutcome:
+    """Store the batch; one correction per security with a changed value up to L, from the earliest such date."""
+    await calendar.lock_shared(connection)
+    latest = await calendar.latest_closed(connection)
+    best = winners(prices)
+    stored = await connection.fetch(
+        _UPSERT,
+        [p.security_id for p in best],
+        [p.price_date for p in best],
+        [p.price for p in best],
+        [p.currency for p in best],
+        [p.revision for p in best],
+    )
+    late = [r for r in stored if r["changed"] and latest is not None and r["price_date"] <= latest]
+    earliest = {r["security_id"]: r["price_date"] for r in sorted(late, key=lambda r: r["price_date"], reverse=True)}
+    issued = await corrections.issue(connection, list(earliest.items()), "price")
+    return PriceOutcome(len(stored), len(prices) - len(stored), len(issued))
