@@ -1,0 +1,258 @@
+"""Exactly once: claims, fences and doubtful commits on a real Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+import pytest
+
+from sinks.database import Connection, Pool, connect_pool
+from sinks.offsets import Batch, BrokenChain, Claim, Fenced, OffsetOutsideLog, Offsets, Record, Stopping
+
+TP = ("prices", 0)
+
+
+@dataclass(frozen=True)
+class Sent:
+    offset: int
+    value: bytes | None = b"1"
+    key: bytes | None = None
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    opened = await connect_pool(database)
+    async with opened.acquire() as connection:
+        await connection.execute("create table effects (record bigint, amount numeric(3))")
+    yield opened
+    await opened.close()
+
+
+def worker(pool: Pool, stopping: Callable[[], bool] = lambda: False) -> Offsets:
+    async def get() -> Pool:
+        return pool
+
+    return Offsets(get, "group", stopping)
+
+
+def batch(claim: Claim, start: int, *offsets: int, value: bytes = b"1") -> Batch:
+    return Batch(*TP, claim.epoch, start, [Sent(offset, value) for offset in offsets])
+
+
+async def effect(connection: Connection, records: Sequence[Record]) -> int:
+    for record in records:
+        await connection.execute("insert into effects values ($1, $2)", record.offset, int(record.value or b"0"))
+    return len(records)
+
+
+async def refuse(connection: Connection, record: Record, detail: str) -> None:
+    await connection.execute("insert into effects values ($1, null)", record.offset)
+
+
+async def effects(pool: Pool) -> list[int]:
+    rows = await pool.fetch("select record from effects order by record, ctid")
+    return [row["record"] for row in rows]
+
+
+async def stored(pool: Pool) -> tuple[int, int]:
+    row = await pool.fetchrow("select next_offset, epoch from kafka_offsets")
+    return row["next_offset"], row["epoch"]
+
+
+async def test_a_first_claim_starts_at_the_logs_beginning_and_later_ones_where_it_went_on(pool: Pool) -> None:
+    first = worker(pool)
+    claim = await first.claim(TP, log_start=7, log_end=100)
+    assert claim == Claim(7, 1)
+    await first.apply(batch(claim, 7, 7, 9, 12), effect, refuse)  # holes are real: compaction, markers
+    assert await worker(pool).claim(TP, 0, 100) == Claim(13, 2)
+    assert await effects(pool) == [7, 9, 12]
+
+
+async def test_a_zombie_is_fenced_and_changes_nothing(pool: Pool) -> None:
+    zombie, heir = worker(pool), worker(pool)
+    old = await zombie.claim(TP, 0, 100)
+    new = await heir.claim(TP, 0, 100)
+    with pytest.raises(Fenced):
+        await zombie.apply(batch(old, 0, 0, 1), effect, refuse)
+    await heir.apply(batch(new, 0, 0, 1), effect, refuse)
+    with pytest.raises(Fenced):
+        await zombie.apply(batch(old, 0, 0, 1), effect, refuse)
+    assert await effects(pool) == [0, 1]
+    assert await stored(pool) == (2, 2)
+
+
+async def test_a_batch_of_an_older_claim_is_dropped(pool: Pool) -> None:
+    one = worker(pool)
+    old = await one.claim(TP, 0, 100)
+    await one.claim(TP, 0, 100)
+    with pytest.raises(Fenced):
+        await one.apply(batch(old, 0, 0), effect, refuse)
+
+
+async def test_records_already_applied_are_skipped(pool: Pool) -> None:
+    one = worker(pool)
+    claim = await one.claim(TP, 0, 100)
+    await one.apply(batch(claim, 0, 0, 1, 2), effect, refuse)
+    await one.apply(batch(claim, 0, 0, 1, 2, 3), effect, refuse)
+    assert await one.apply(batch(claim, 0, 0, 1), effect, refuse) == []
+    assert await effects(pool) == [0, 1, 2, 3]
+
+
+async def test_a_missing_batch_stops_the_worker(pool: Pool) -> None:
+    one = worker(pool)
+    claim = await one.claim(TP, 0, 100)
+    with pytest.raises(BrokenChain):
+        await one.apply(batch(claim, 5, 5), effect, refuse)
+    assert await effects(pool) == []
+
+
+@pytest.mark.parametrize(("log_start", "log_end"), [(6, 100), (0, 4)])
+async def test_a_stored_offset_outside_the_log_is_refused(pool: Pool, log_start: int, log_end: int) -> None:
+    one = worker(pool)
+    claim = await one.claim(TP, 0, 100)
+    await one.apply(batch(claim, 0, 0, 1, 2, 3, 4), effect, refuse)
+    with pytest.raises(OffsetOutsideLog, match="stored offset 5"):
+        await worker(pool).claim(TP, log_start, log_end)
+
+
+async def test_a_value_that_postgres_refuses_is_isolated_and_the_rest_goes_on(pool: Pool) -> None:
+    one = worker(pool)
+    claim = await one.claim(TP, 0, 100)
+    records = [Sent(n, b"99999" if n in (3, 6) else b"1") for n in range(8)]
+    await one.apply(Batch(*TP, claim.epoch, 0, records), effect, refuse)
+    assert await effects(pool) == list(range(8))
+    assert await pool.fetchval("select array_agg(record order by record) from effects where amount is null") == [3, 6]
+    assert (await stored(pool))[0] == 8
+
+
+async def test_a_bug_leaves_effect_and_offset_untouched(pool: Pool) -> None:
+    one = worker(pool)
+    claim = await one.claim(TP, 0, 100)
+
+    async def buggy(connection: Connection, records: Sequence[Record]) -> int:
+        await effect(connection, records)
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        await one.apply(batch(claim, 0, 0), buggy, refuse)
+    assert await effects(pool) == []
+    assert await stored(pool) == (0, 1)
+
+
+def failing_once(inner: Callable[..., Awaitable[int]], error: Exception) -> Callable[..., Awaitable[int]]:
+    calls = 0
+
+    async def effect_once(connection: Connection, records: Sequence[Record]) -> int:
+        nonlocal calls
+        calls += 1
+        done = await inner(connection, records)
+        if calls == 1:
+            raise error
+        return done
+
+    return effect_once
+
+
+async def test_a_transient_error_is_retried_in_place(pool: Pool) -> None:
+    one = worker(pool)
+    claim = await one.claim(TP, 0, 100)
+    await one.apply(batch(claim, 0, 0, 1), failing_once(effect, asyncpg.DeadlockDetectedError("x")), refuse)
+    assert await effects(pool) == [0, 1]
+
+
+async def test_a_transient_error_at_shutdown_leaves_everything_as_it_was(pool: Pool) -> None:
+    one = worker(pool, stopping=lambda: True)
+    claim = await one.claim(TP, 0, 100)
+    with pytest.raises(Stopping):
+        await one.apply(batch(claim, 0, 0), failing_once(effect, ConnectionResetError()), refuse)
+    assert await effects(pool) == []
+
+
+class LostAcknowledgement:
+    """A pool whose first transaction commits, or not, and then loses the connection before the client hears."""
+
+    def __init__(self, pool: Pool, committed: bool) -> None:
+        self._pool, self._committed, self._armed = pool, committed, False
+
+    def arm(self) -> None:
+        self._armed = True
+
+    def acquire(self) -> object:
+        return _Acquired(self._pool, self) if self._armed else self._pool.acquire()
+
+    def disarm(self) -> bool:
+        self._armed = False
+        return self._committed
+
+
+class _Acquired:
+    def __init__(self, pool: Pool, fault: LostAcknowledgement) -> None:
+        self._context, self._fault = pool.acquire(), fault
+
+    async def __aenter__(self) -> object:
+        return _Connection(await self._context.__aenter__(), self._fault)
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._context.__aexit__(*error)
+
+
+class _Connection:
+    def __init__(self, connection: Connection, fault: LostAcknowledgement) -> None:
+        self._connection, self._fault = connection, fault
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+    def transaction(self) -> object:
+        return _Transaction(self._connection.transaction(), self._fault)
+
+
+class _Transaction:
+    def __init__(self, transaction: asyncpg.transaction.Transaction, fault: LostAcknowledgement) -> None:
+        self._transaction, self._fault = transaction, fault
+
+    async def __aenter__(self) -> None:
+        await self._transaction.start()
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if kind is None and self._fault.disarm():
+            await self._transaction.commit()
+        else:
+            await self._transaction.rollback()
+        if kind is None:
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_an_ambiguous_commit_is_read_back_before_it_is_repeated(pool: Pool, committed: bool) -> None:
+    fault = LostAcknowledgement(pool, committed)
+    one = worker(fault)  # type: ignore[arg-type]
+    claim = await one.claim(TP, 0, 100)
+    fault.arm()
+    assert await one.apply(batch(claim, 0, 0, 1), effect, refuse) == [2]
+    assert await effects(pool) == [0, 1], "exactly once, whether the lost COMMIT had happened or not"
+    await one.apply(batch(claim, 2, 2), effect, refuse)
+    assert await stored(pool) == (3, 1)
+
+
+async def test_an_ambiguous_commit_followed_by_another_claim_is_fenced(pool: Pool) -> None:
+    fault = LostAcknowledgement(pool, committed=False)
+    one, heir = worker(fault), worker(pool)  # type: ignore[arg-type]
+    claim = await one.claim(TP, 0, 100)
+    fault.arm()
+
+    async def overtaken(connection: Connection, records: Sequence[Record]) -> int:
+        return await effect(connection, records)
+
+    original = one._back_off
+
+    async def back_off(delay: float) -> float:
+        await heir.claim(TP, 0, 100)
+        return await original(delay)
+
+    one._back_off = back_off  # type: ignore[method-assign]
+    with pytest.raises(Fenced):
+        await one.apply(batch(claim, 0, 0), overtaken, refuse)
+    assert await effects(pool) == []
