@@ -1,0 +1,139 @@
+"""Cost of positions (semantics, Positions): the examples, the careful cases, and properties."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import reduce
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sinks import costing
+from sinks.costing import CostState
+from sinks.model import CostBasisMethod, Transaction
+from tidemark.oracle import Transaction as OracleTransaction
+from tidemark.oracle import compute_books
+
+START = datetime(2025, 9, 1, tzinfo=UTC)
+
+
+def trades(*rows: tuple[Any, ...]) -> list[Transaction]:
+    """(type, quantity, amount[, fee]) one day apart."""
+    return [
+        Transaction(
+            f"T{n:03d}",
+            "P",
+            "S",
+            START + timedelta(days=n),
+            kind,
+            Decimal(quantity),
+            Decimal(0),
+            Decimal(amount),
+            Decimal(rest[0] if rest else 0),
+        )
+        for n, (kind, quantity, amount, *rest) in enumerate(rows)
+    ]
+
+
+def after(method: CostBasisMethod, *rows: tuple[Any, ...]) -> tuple[Decimal, Decimal, Decimal]:
+    state = reduce(lambda s, t: costing.apply(s, t, method), trades(*rows), CostState())
+    return state.quantity, state.cost_basis, state.realized
+
+
+def figures(*values: Any) -> tuple[Decimal, ...]:
+    return tuple(Decimal(value) for value in values)
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "expected"),
+    [
+        ("FIFO", [("BUY", 100, 20000), ("SELL", 40, 8600), ("BUY", 50, 11000)], (110, 23000, 600)),
+        (
+            "FIFO",
+            [("BUY", 100, 1000), ("SELL", 20, 220), ("SELL", 30, 345), ("BUY", 50, 600)],
+            (100, 1100, 65),
+        ),
+        ("FIFO", [("BUY", 100, 1000), ("BUY", 100, 1200), ("SELL", 50, 750)], (150, 1700, 250)),
+        ("AVCO", [("BUY", 100, 1000), ("BUY", 100, 1200), ("SELL", 50, 750)], (150, 1650, 200)),
+        ("FIFO", [("SELL", 10, 100, 1)], (-10, -99, 0)),
+        ("FIFO", [("SELL", 10, 100, 1), ("BUY", 4, 20, 1)], (-6, "-59.4", "18.6")),
+        ("FIFO", [("BUY", 10, 100), ("SELL", 15, 180, 3)], (-5, -59, 18)),
+        ("FIFO", [("SELL", 5, 50), ("BUY", 15, 90, 6)], (10, 64, 18)),
+        ("FIFO", [("BUY", 10, 100), ("TRANSFER_OUT", 15, 0)], (-5, 0, 0)),
+        ("FIFO", [("SELL", 5, 50), ("TRANSFER_IN", 15, 90)], (10, 60, 0)),
+        ("FIFO", [("BUY", 10, 100), ("SPLIT", 3, 0), ("SELL", 15, 75)], (15, 50, 25)),
+        ("AVCO", [("SELL", 10, 100), ("SELL", 10, 200), ("BUY", 10, 50)], (-10, -150, 100)),
+        ("FIFO", [("BUY", 3, 100), ("SELL", 1, 0), ("SELL", 1, 0), ("SELL", 1, 0)], (0, 0, -100)),
+        (
+            "FIFO",
+            [("BUY", 10, 100), ("DIVIDEND", 10, 5), ("FEE", 0, 3), ("TAX", 0, 1), ("INTEREST", 0, 2)],
+            (10, 100, 0),
+        ),
+    ],
+)
+def test_figures_by_hand(method: CostBasisMethod, rows: list[tuple[Any, ...]], expected: tuple[Any, ...]) -> None:
+    assert tuple(costing.rounded(v) for v in after(method, *rows)) == figures(*expected)
+
+
+amounts = st.decimals(0, 10_000, places=2)
+quantities = st.decimals("0.01", 1_000, places=2)
+random_rows = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["BUY", "SELL", "TRANSFER_IN", "TRANSFER_OUT"]), quantities, amounts, amounts),
+        st.tuples(st.just("SPLIT"), st.sampled_from(["2", "3", "0.5", "0.3333333333"]), st.just(0)),
+        st.tuples(st.just("DIVIDEND"), quantities, amounts),
+    ),
+    max_size=25,
+)
+
+
+@given(random_rows, st.sampled_from(["FIFO", "AVCO"]))
+def test_the_oracle_agrees_after_every_transaction(rows: list[tuple[Any, ...]], method: CostBasisMethod) -> None:
+    history = trades(*rows)
+    oracle = compute_books(
+        [
+            OracleTransaction(
+                t.transaction_id,
+                t.portfolio_id,
+                t.security_id,
+                t.transaction_date,
+                t.transaction_type,
+                t.quantity,
+                t.gross_transaction_amount,
+                t.trade_fee,
+            )
+            for t in history
+        ],
+        [],
+        [],
+        method,
+    )
+    state = CostState()
+    rows_of_oracle = oracle.history.get(("P", "S"), ())
+    assert len(rows_of_oracle) == len(history)
+    for transaction, expected in zip(history, rows_of_oracle, strict=True):
+        state = costing.apply(state, transaction, method)
+        found = tuple(costing.rounded(v) for v in (state.quantity, state.cost_basis, state.realized))
+        assert found == (expected.quantity, expected.cost_basis, expected.realized_gain_loss)
+
+
+@given(random_rows, st.integers(0, 25), st.sampled_from(["FIFO", "AVCO"]))
+def test_a_stored_state_goes_on_as_if_never_stored(
+    rows: list[tuple[Any, ...]], cut: int, method: CostBasisMethod
+) -> None:
+    history = trades(*rows)
+    straight = reduce(lambda s, t: costing.apply(s, t, method), history, CostState())
+    before = reduce(lambda s, t: costing.apply(s, t, method), history[:cut], CostState())
+    stored = costing.decode(costing.encode_lots(before), str(before.realized))
+    assert reduce(lambda s, t: costing.apply(s, t, method), history[cut:], stored) == straight
+
+
+@given(random_rows)
+def test_all_lots_have_one_sign(rows: list[tuple[Any, ...]]) -> None:
+    state = CostState()
+    for transaction in trades(*rows):
+        state = costing.apply(state, transaction, "FIFO")
+        assert all(lot.quantity > 0 for lot in state.lots) or all(lot.quantity < 0 for lot in state.lots)
