@@ -41,12 +41,30 @@ with late as (
 select security_id, seq from late
 """
 
+# Needs no job: the rebuild has reset the key in the same transaction.
+_RECORD = """
+insert into corrections (seq, security_id, earliest_date, reason, reset_at)
+select nextval('correction_seq'), security_id, earliest_date, $3, clock_timestamp()
+from unnest($1::text[], $2::date[]) as late (security_id, earliest_date)
+order by security_id collate "C"
+returning security_id, seq
+"""
+
 
 async def lock_securities(connection: Connection, security_ids: Sequence[str]) -> None:
     """Hold the securities' rows until commit, last in the lock order, creating what is missing."""
     ids = sorted(set(security_ids), key=str.encode)
     await connection.execute(_ENSURE, ids)
     await connection.execute(_LOCK, ids)
+
+
+async def record(connection: Connection, done: Sequence[tuple[str, date]], reason: str) -> dict[str, int]:
+    """One correction per security whose keys this transaction has reset itself; returns seq by security.
+
+    The caller holds the securities' rows.
+    """
+    rows = await connection.fetch(_RECORD, [s for s, _ in done], [day for _, day in done], reason)
+    return {row["security_id"]: row["seq"] for row in rows}
 
 
 async def issue(connection: Connection, late: Sequence[tuple[str, date]], reason: str) -> dict[str, int]:

@@ -1,0 +1,108 @@
+"""Storing transactions: latest revision by id, and what that changes in the keys' histories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from sinks import revisions
+from sinks.database import Connection
+from sinks.model import Transaction
+
+COLUMNS = (
+    "transaction_id, portfolio_id, security_id, transaction_date, transaction_type, quantity, price, "
+    "gross_transaction_amount, trade_fee, currency, revision, cancelled"
+)
+
+_ROWS = """
+select * from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::numeric[], $7::numeric[],
+                     $8::numeric[], $9::numeric[], $10::text[], $11::bigint[], $12::boolean[])
+"""
+
+_INSERT = f"""
+insert into transactions ({COLUMNS}) {_ROWS}
+on conflict do nothing
+returning transaction_id
+"""
+
+_LOCK = f"select {COLUMNS} from transactions where transaction_id = any($1::text[]) order by transaction_id for update"
+
+_REPLACE = f"""
+update transactions set
+    portfolio_id = new.portfolio_id, security_id = new.security_id, transaction_date = new.transaction_date,
+    transaction_type = new.transaction_type, quantity = new.quantity, price = new.price,
+    gross_transaction_amount = new.gross_transaction_amount, trade_fee = new.trade_fee, currency = new.currency,
+    revision = new.revision, cancelled = new.cancelled
+from ({_ROWS}) as new ({COLUMNS})
+where transactions.transaction_id = new.transaction_id
+"""
+
+_LIVE = f"""
+select {COLUMNS} from transactions
+join unnest($1::text[], $2::text[]) as key (security_id, portfolio_id) using (security_id, portfolio_id)
+where not cancelled
+order by security_id, portfolio_id, transaction_date, transaction_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One transaction before (None: unknown) and after a batch."""
+
+    old: Transaction | None
+    new: Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What changed; records ignored; conflicting duplicates, by record number, with what is wrong."""
+
+    changes: list[Change]
+    ignored: int
+    conflicts: dict[int, str]
+
+
+async def store(connection: Connection, numbered: Sequence[tuple[int, Transaction]]) -> Stored:
+    """Keep the revision that counts of each transaction; takes row locks in the order of ids."""
+    versions: dict[str, list[tuple[int, Transaction]]] = {}
+    for number, transaction in numbered:
+        versions.setdefault(transaction.transaction_id, []).append((number, transaction))
+    ids = sorted(versions, key=str.encode)
+    folded = {id_: revisions.fold(None, versions[id_]) for id_ in ids}
+    first = [winner for id_ in ids if (winner := folded[id_].winner)]
+    inserted = {row["transaction_id"] for row in await connection.fetch(_INSERT, *_columns(first))}
+    old: dict[str, Transaction] = {}
+    if known := [id_ for id_ in ids if id_ not in inserted]:
+        # A fresh statement: the insert may have waited for another writer of the same id.
+        old = {row["transaction_id"]: from_row(row) for row in await connection.fetch(_LOCK, known)}
+        folded |= {id_: revisions.fold(old[id_], versions[id_]) for id_ in known}
+        replaced = [winner for id_ in known if (winner := folded[id_].winner)]
+        if replaced:
+            await connection.execute(_REPLACE, *_columns(replaced))
+    return Stored(
+        [Change(old.get(id_), winner) for id_ in ids if (winner := folded[id_].winner)],
+        sum(fold.ignored for fold in folded.values()),
+        {number: detail for fold in folded.values() for number, detail in fold.conflicts.items()},
+    )
+
+
+async def read_live(
+    connection: Connection, keys: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], list[Transaction]]:
+    """The transactions that take part in each key's history, in the key's order. keys: (security_id, portfolio_id)."""
+    found: dict[tuple[str, str], list[Transaction]] = {key: [] for key in keys}
+    for row in await connection.fetch(_LIVE, [s for s, _ in found], [p for _, p in found]):
+        transaction = from_row(row)
+        found[transaction.key].append(transaction)
+    return found
+
+
+def from_row(row: asyncpg.Record) -> Transaction:
+    """The transaction in a row of COLUMNS."""
+    return Transaction(*row.values())
+
+
+def _columns(transactions: Sequence[Transaction]) -> list[list[object]]:
+    return [[getattr(t, name) for t in transactions] for name in COLUMNS.split(", ")]
