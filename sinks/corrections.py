@@ -50,6 +50,64 @@ order by security_id collate "C"
 returning security_id, seq
 """
 
+# One scan of the security's keys, however many corrections are open.
+_SETTLE = """
+with open_keys as (
+    select security_id, (select min(s.reset_seq) from position_state s where s.security_id = open.security_id) as seq
+    from (select distinct security_id from corrections
+          where security_id = any($1::text[]) and right_at is null and reset_at is not null) as open
+), settled as (
+    update corrections c set right_at = clock_timestamp()
+    from open_keys k
+    where c.security_id = k.security_id and c.right_at is null and c.reset_at is not null
+      and (k.seq is null or k.seq > c.seq)
+    returning c.security_id, c.seq, coalesce(c.job_id, c.seq) as job_id
+), announced as (
+    insert into outbox_events (topic, message_key, value)
+    select 'reprocessing-status', convert_to(e.security_id, 'UTF8'), convert_to(jsonb_build_object(
+        'job_id', e.job_id, 'security_id', e.security_id, 'status', 'BOOKS_RIGHT', 'keys_total', j.keys_total,
+        'keys_done', j.keys_done, 'at', clock_timestamp())::text, 'UTF8')
+    from (select distinct security_id, job_id from settled) as e left join reprocessing_jobs j using (job_id)
+    order by e.job_id
+)
+select count(*) from settled
+"""
+
+_UNSETTLED = """
+select distinct security_id from corrections where right_at is null and reset_at is not null limit $1
+"""
+
+_OVERDUE = """
+select distinct security_id from corrections
+where right_at is null and reset_at is null and not held and reissue_at <= clock_timestamp()
+limit 1000
+"""
+
+# The trigger covers all that is open, so that one repair is enough; each row keeps its own backoff.
+_REISSUE = """
+with open as (
+    select security_id, min(earliest_date) as earliest_date, max(seq) as seq
+    from corrections
+    where security_id = any($1::text[]) and right_at is null and reset_at is null and not held
+    group by security_id
+    having bool_or(reissue_at <= clock_timestamp())
+), backoff as (
+    update corrections c set
+        reissue_count = reissue_count + 1,
+        reissue_at = clock_timestamp() + make_interval(secs => $2 * 2 ^ least(reissue_count, 6))
+    from open
+    where c.security_id = open.security_id and c.right_at is null and c.reset_at is null and not c.held
+      and c.reissue_at <= clock_timestamp()
+), triggers as (
+    insert into outbox_events (topic, message_key, value)
+    select 'reprocessing-triggers', convert_to(security_id, 'UTF8'), convert_to(jsonb_build_object(
+        'security_id', security_id, 'earliest_impacted_date', earliest_date, 'seq', seq, 'reason', 'repair')::text,
+        'UTF8')
+    from open order by seq
+)
+select count(*) from open
+"""
+
 
 async def lock_securities(connection: Connection, security_ids: Sequence[str]) -> None:
     """Hold the securities' rows until commit, last in the lock order, creating what is missing."""
@@ -77,3 +135,32 @@ async def issue(connection: Connection, late: Sequence[tuple[str, date]], reason
     await lock_securities(connection, [security_id for security_id, _ in late])
     rows = await connection.fetch(_ISSUE, [s for s, _ in late], [day for _, day in late], reason)
     return {row["security_id"]: row["seq"] for row in rows}
+
+
+async def settle(connection: Connection, security_ids: Sequence[str]) -> int:
+    """Mark right what is reset and valued again, and announce it (BOOKS_RIGHT); returns the number of corrections.
+
+    In a transaction of its own, after the valuation or reset that may have been the last one has committed; the
+    caller holds the securities' rows.
+    """
+    count: int = await connection.fetchval(_SETTLE, list(security_ids))
+    return count
+
+
+async def unsettled(connection: Connection, limit: int) -> list[str]:
+    """Some securities with corrections that are reset and not yet known to be right."""
+    return [row["security_id"] for row in await connection.fetch(_UNSETTLED, limit)]
+
+
+async def reissue(connection: Connection, after_seconds: float) -> int:
+    """Trigger again what has not been reset for too long (reason repair); returns the number of securities.
+
+    Safe whatever became of the first trigger: triggers and jobs are idempotent by seq. after_seconds doubles with
+    each attempt, up to 64 times.
+    """
+    overdue = [row["security_id"] for row in await connection.fetch(_OVERDUE)]
+    if not overdue:
+        return 0
+    await lock_securities(connection, overdue)
+    count: int = await connection.fetchval(_REISSUE, overdue, after_seconds)
+    return count

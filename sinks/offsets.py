@@ -133,6 +133,17 @@ class Offsets:
             self._held[partition] = claim
         return claim
 
+    def fresh(self, batch: Batch) -> list[Record]:
+        """The records that are not done yet. Raises Fenced and BrokenChain: the batch must follow on what is stored."""
+        held = self._held.get((batch.topic, batch.partition))
+        if held is None or held.epoch != batch.epoch:
+            raise Fenced
+        if batch.start > held.next_offset:
+            raise BrokenChain(
+                f"{batch.topic}[{batch.partition}]: batch starts at {batch.start}, expected {held.next_offset}"
+            )
+        return [record for record in batch.records if record.offset >= held.next_offset]
+
     async def apply(
         self,
         batch: Batch,
@@ -145,14 +156,7 @@ class Offsets:
         the batch and handed to `refuse`, with the offset in the same transaction. Transient errors are retried in
         place. Raises Fenced, BrokenChain, Stopping; any other error is a bug and must stop the worker.
         """
-        held = self._held.get((batch.topic, batch.partition))
-        if held is None or held.epoch != batch.epoch:
-            raise Fenced
-        if batch.start > held.next_offset:
-            raise BrokenChain(
-                f"{batch.topic}[{batch.partition}]: batch starts at {batch.start}, expected {held.next_offset}"
-            )
-        fresh = [record for record in batch.records if record.offset >= held.next_offset]
+        fresh = self.fresh(batch)
         if not fresh:
             return []
         try:
@@ -168,7 +172,7 @@ class Offsets:
             outcome
             for half in halves
             for outcome in await self.apply(
-                replace(batch, start=held.next_offset if half is halves[0] else halves[0][-1].offset + 1, records=half),
+                replace(batch, start=half[0].offset, records=half),
                 effect,
                 refuse,
             )

@@ -195,11 +195,15 @@ create view dirty_keys as
             where c.security_id = s.security_id and c.right_at is null and c.reset_at is null
               and c.earliest_date <= latest.business_date
               and s.watermark_date >= c.earliest_date
-              and exists (
-                  select from position_history h
-                  where h.security_id = s.security_id and h.portfolio_id = s.portfolio_id
-                    and h.superseded_epoch is null
-                    and (h.position_date >= c.earliest_date or h.quantity <> 0)));
+              and (exists (
+                       select from position_history h
+                       where h.security_id = s.security_id and h.portfolio_id = s.portfolio_id
+                         and h.superseded_epoch is null and h.position_date >= c.earliest_date)
+                   or 0 <> (
+                       select h.quantity from position_history h
+                       where h.security_id = s.security_id and h.portfolio_id = s.portfolio_id
+                         and h.superseded_epoch is null and h.position_date < c.earliest_date
+                       order by h.position_date desc, h.sequence desc limit 1)));
 
 create view current_valuations as
     select v.portfolio_id, v.security_id, v.valuation_date, v.epoch, v.quantity, v.cost_basis, v.price, v.price_date,

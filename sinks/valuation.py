@@ -1,0 +1,203 @@
+"""The valuation: recompute the dirty dates of dirty keys, short transaction by short transaction (design, section 3).
+
+The watermark is the only truth about what is to be done; nothing is in flight outside a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import asyncpg
+
+from sinks import calendar, corrections
+from sinks.database import Connection, Pool
+
+_SECURITIES_AT_ONCE = 1_000
+
+_DUE = "select security_id from securities where valued_through < $1 order by security_id limit $2"
+
+_CLAIM = """
+select security_id, portfolio_id, watermark_date, epoch
+from position_state
+where security_id = any($1::text[]) and (security_id, portfolio_id) > ($2, $3) and watermark_date < $4
+order by security_id, portfolio_id
+limit $5
+for no key update skip locked
+"""
+
+# A snapshot of its own: the claim's may be older than the price that the reset was for. Per key: the last history row
+# up to the business date before the first dirty one, and all after it, as ranges of dates; several rows of one date
+# leave empty ranges, but for the last. `previous` is the quantity at the end of the business date before.
+_WANTED = """
+with claimed as materialized (
+    select c.*, (select max(business_date) from business_dates where business_date <= c.watermark_date) as base_date
+    from unnest($1::text[], $2::text[], $3::date[], $4::int[]) as c (security_id, portfolio_id, watermark_date, epoch)
+), quotes as materialized (
+    select span.security_id, d.business_date, q.price, q.price_date
+    from (select security_id, min(watermark_date) as watermark_date from claimed group by security_id) as span
+    join business_dates d on d.business_date > span.watermark_date and d.business_date <= $5
+    left join lateral (
+        select price, price_date from market_prices p
+        where p.security_id = span.security_id and p.price_date <= d.business_date
+        order by p.price_date desc limit 1
+    ) as q on true
+), ranges as (
+    select c.security_id, c.portfolio_id, c.epoch, c.watermark_date, c.base_date, h.quantity, h.cost_basis,
+           h.position_date as from_date,
+           lead(h.position_date) over (partition by c.security_id, c.portfolio_id order by h.sequence) as to_date
+    from claimed c
+    join position_history h on h.security_id = c.security_id and h.portfolio_id = c.portfolio_id
+        and h.superseded_epoch is null
+        and h.position_date >= coalesce((
+            select max(b.position_date) from position_history b
+            where b.security_id = c.security_id and b.portfolio_id = c.portfolio_id and b.superseded_epoch is null
+              and b.position_date <= c.base_date), '-infinity')
+), days as (
+    select r.security_id, r.portfolio_id, r.epoch, r.watermark_date, d.business_date, r.quantity, r.cost_basis,
+           lag(r.quantity, 1, 0) over (partition by r.security_id, r.portfolio_id order by d.business_date) as previous
+    from ranges r
+    join business_dates d on d.business_date >= r.from_date and (r.to_date is null or d.business_date < r.to_date)
+        and (r.base_date is null or d.business_date >= r.base_date) and d.business_date <= $5
+), wanted as (
+    select security_id, portfolio_id, business_date as valuation_date, epoch, quantity, cost_basis, price, price_date,
+           case when quantity = 0 then 0 else value end as market_value,
+           case when quantity = 0 then 0 else value - cost_basis end as unrealized_gain_loss,
+           case when price is null then 'UNVALUED' when price_date = business_date then 'VALUED_CURRENT'
+                else 'VALUED_STALE' end as valuation_status
+    from (
+        select days.*, q.price, q.price_date, round_half_even(days.quantity * q.price, 10) as value
+        from days join quotes q using (security_id, business_date)
+        where days.business_date > days.watermark_date and (days.quantity <> 0 or days.previous <> 0)
+        offset 0  -- a fence: the rounding is evaluated once
+    ) as valued
+"""
+
+_REVALUE = f"""{_WANTED}
+), found as (
+    select s.ctid as place, s.* from claimed c
+    join daily_position_snapshots s on s.security_id = c.security_id and s.portfolio_id = c.portfolio_id
+        and s.valuation_date > c.watermark_date
+), difference as materialized (
+    select f.place, coalesce(w.security_id, f.security_id) as security_id,
+           coalesce(w.portfolio_id, f.portfolio_id) as portfolio_id,
+           coalesce(w.valuation_date, f.valuation_date) as valuation_date, w.valuation_date is null as excess,
+           w.epoch, w.quantity, w.cost_basis, w.price, w.price_date, w.market_value, w.unrealized_gain_loss,
+           w.valuation_status
+    from wanted w
+    full join found f using (security_id, portfolio_id, valuation_date)
+    where (w.quantity, w.cost_basis, w.price, w.price_date, w.market_value, w.unrealized_gain_loss, w.valuation_status)
+        is distinct from
+        (f.quantity, f.cost_basis, f.price, f.price_date, f.market_value, f.unrealized_gain_loss, f.valuation_status)
+), changed as (
+    -- By place: the key's lock keeps every other writer of its snapshots out.
+    update daily_position_snapshots s set
+        epoch = d.epoch, quantity = d.quantity, cost_basis = d.cost_basis, price = d.price, price_date = d.price_date,
+        market_value = d.market_value, unrealized_gain_loss = d.unrealized_gain_loss,
+        valuation_status = d.valuation_status
+    from difference d where s.ctid = d.place and not d.excess
+), removed as (
+    delete from daily_position_snapshots s using difference d where s.ctid = d.place and d.excess
+), added as (
+    insert into daily_position_snapshots (security_id, portfolio_id, valuation_date, epoch, quantity, cost_basis, price,
+                                          price_date, market_value, unrealized_gain_loss, valuation_status)
+    select security_id, portfolio_id, valuation_date, epoch, quantity, cost_basis, price, price_date, market_value,
+           unrealized_gain_loss, valuation_status
+    from difference where place is null
+), per_key as (
+    select security_id, portfolio_id, min(valuation_date) as from_date, count(*) as changed
+    from difference group by security_id, portfolio_id
+), published as (
+    insert into outbox_events (topic, message_key, value)
+    select 'position-valuations', convert_to(k.portfolio_id || '|' || k.security_id, 'UTF8'),
+           convert_to(jsonb_build_object(
+               'portfolio_id', k.portfolio_id, 'security_id', k.security_id, 'epoch', c.epoch,
+               'from_date', k.from_date, 'to_date', $5::date, 'changed', k.changed,
+               'quantity', trim_scale(coalesce(w.quantity, 0)), 'cost_basis', trim_scale(coalesce(w.cost_basis, 0)),
+               'price', trim_scale(w.price), 'market_value', trim_scale(w.market_value),
+               'unrealized_gain_loss', trim_scale(w.unrealized_gain_loss))::text, 'UTF8')
+    from per_key k
+    join claimed c using (security_id, portfolio_id)
+    left join wanted w on w.security_id = k.security_id and w.portfolio_id = k.portfolio_id and w.valuation_date = $5
+)
+select coalesce(sum(changed), 0)::bigint from per_key
+"""
+
+_ADVANCE = """
+update position_state s set watermark_date = $3, status = 'CURRENT', reset_seq = null
+from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
+where s.security_id = key.security_id and s.portfolio_id = key.portfolio_id
+"""
+
+_RAISE = """
+update securities d set valued_through = $2
+where d.security_id = any($1::text[]) and d.valued_through < $2
+  and not exists (select from position_state s where s.security_id = d.security_id and s.watermark_date < $2)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass did: keys valued, snapshots written (inserted, changed or removed), corrections now right."""
+
+    keys: int = 0
+    snapshots: int = 0
+    settled: int = 0
+
+
+class Valuation:
+    """The loop's state is only where the last claim ended: without it claiming is quadratic in a security's keys."""
+
+    def __init__(self, pool: Pool, keys: int) -> None:
+        self._pool = pool
+        self._keys = keys
+        self._cursor = ("", "")
+
+    async def pass_once(self) -> Pass:
+        """Value up to `keys` dirty keys in one transaction; then, in another, tell what became right."""
+        async with self._pool.acquire() as connection:
+            latest = await calendar.latest_closed(connection)
+            if latest is None:
+                return Pass()
+            due = [row["security_id"] for row in await connection.fetch(_DUE, latest, _SECURITIES_AT_ONCE)]
+            async with connection.transaction():
+                claimed = await self._claim(connection, due, latest)
+                snapshots = await _revalue(connection, claimed, latest)
+            settled = await self._settle(connection, claimed, due, latest)
+        return Pass(len(claimed), snapshots, settled)
+
+    async def _claim(self, connection: Connection, due: list[str], latest: date) -> list[asyncpg.Record]:
+        claimed: list[asyncpg.Record] = []
+        if due:
+            claimed = await connection.fetch(_CLAIM, due, *self._cursor, latest, self._keys)
+            if not claimed and self._cursor != ("", ""):
+                claimed = await connection.fetch(_CLAIM, due, "", "", latest, self._keys)
+        full = len(claimed) == self._keys
+        self._cursor = (claimed[-1]["security_id"], claimed[-1]["portfolio_id"]) if full else ("", "")
+        return claimed
+
+    async def _settle(
+        self, connection: Connection, claimed: Sequence[asyncpg.Record], due: Sequence[str], latest: date
+    ) -> int:
+        """Securities that the claim has gone through may be done; others whose corrections wait are swept."""
+        end = self._cursor[0].encode()
+        done = [security for security in due if not end or security.encode() < end]
+        if not claimed:
+            done += await corrections.unsettled(connection, _SECURITIES_AT_ONCE)
+        if not done:
+            return 0
+        async with connection.transaction():
+            await corrections.lock_securities(connection, done)
+            await connection.execute(_RAISE, done, latest)
+            return await corrections.settle(connection, done)
+
+
+async def _revalue(connection: Connection, claimed: Sequence[asyncpg.Record], latest: date) -> int:
+    if not claimed:
+        return 0
+    securities, portfolios = [row["security_id"] for row in claimed], [row["portfolio_id"] for row in claimed]
+    watermarks, epochs = [row["watermark_date"] for row in claimed], [row["epoch"] for row in claimed]
+    written: int = await connection.fetchval(_REVALUE, securities, portfolios, watermarks, epochs, latest)
+    await connection.execute(_ADVANCE, securities, portfolios, latest)
+    return written
