@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import faust
+import faust.app.router
 from aiohttp import web as aiohttp_web
+from faust.types import TP
+from yarl import URL
 
 from sinks import outbox
 from sinks.database import Pool, connect_pool, is_transient
@@ -26,6 +29,28 @@ _OPEN_PATHS = {"/healthz", "/readyz"}
 _HINT_SECONDS = 0.005  # a burst of commits costs one NOTIFY
 
 
+class _Router(faust.app.router.Router):  # type: ignore[misc]
+    """Faust asks its producer for a key's partition, which knows a topic only once it has produced to it."""
+
+    def key_store(self, table_name: str, key: bytes | str) -> URL:
+        """The worker that holds the key. Raises KeyError while that is not known."""
+        topic = self.app.tables[table_name].changelog_topic_name
+        raw = key.encode() if isinstance(key, str) else key
+        partition = self.app.consumer.key_partition(topic, raw)
+        return URL(self._assignor._tps_url[TP(topic, partition)])
+
+
+class _Monitor(faust.Monitor):  # type: ignore[misc]
+    """Faust only counts a changelog record that could not be sent, and acknowledges its source all the same."""
+
+    fail: Callable[[str], None]
+
+    def on_send_error(self, producer: Any, exc: BaseException, state: Any) -> None:
+        """Stop the worker."""
+        super().on_send_error(producer, exc, state)
+        self.fail(f"a record could not be sent: {type(exc).__name__}: {exc}")
+
+
 class App(BatchApp):
     """One role's Faust app. Settings are read once; Postgres is connected at the first use."""
 
@@ -37,6 +62,7 @@ class App(BatchApp):
         self._hint = asyncio.Event()
         super().__init__(settings.group(role), **_faust_settings(role, settings))
         self.offsets = Offsets(self.pool, settings.group(role), lambda: self.should_stop)
+        self.monitor.fail = self.fail
         self.task(self._send_hints)
 
     async def pool(self) -> Pool:
@@ -120,6 +146,8 @@ def _faust_settings(role: str, settings: Settings) -> dict[str, Any]:
         "web_port": settings.web_port or free_port(settings.web_host),
         "web_application_options": {"middlewares": [_authorised(settings)]},
         "worker_redirect_stdouts": False,
+        "Monitor": _Monitor,
+        "Router": _Router,
     }
 
 

@@ -109,13 +109,18 @@ def load(**overrides: Any) -> Settings:
 
     Raises SettingsError with one line per wrong setting.
     """
-    try:
-        settings = Settings(**overrides)
-    except ValidationError as error:
-        raise SettingsError("; ".join(_explain(dict(e)) for e in error.errors())) from None
+    settings = load_named(**overrides)
     if settings.broker_url and settings.database_url:
         return settings
     return settings.model_copy(update=_local_addresses(settings))
+
+
+def load_named(**overrides: Any) -> Settings:
+    """Read the settings alone: what is not named stays None. Raises SettingsError."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(dict(e)) for e in error.errors())) from None
 
 
 def _explain(error: dict[str, Any]) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 import click
 from pydantic import SecretStr
 
+from deploy.local.errors import StackError
 from sinks import database
 from streams.settings import Settings, SettingsError, load
-from tidemark.commands import audit
+from streams.topics import TopicError
+from tidemark.commands import audit, stack, worker
 
 
 class _OneLineErrors(click.Group):
@@ -20,7 +22,7 @@ class _OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (SettingsError, database.DatabaseError) as error:
+        except (SettingsError, StackError, TopicError, database.DatabaseError) as error:
             raise click.ClickException(str(error)) from None
 
 
@@ -60,5 +62,5 @@ def _shown(current: Settings, name: str) -> Any:
     return value if value is None or isinstance(value, int | float) else str(value)
 
 
-for command in audit.COMMANDS:
+for command in [*stack.COMMANDS, *worker.COMMANDS, *audit.COMMANDS]:
     main.add_command(command)

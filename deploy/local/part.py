@@ -1,0 +1,110 @@
+"""One supervised process of the stack: started, watched, started again when it dies, ended in its own way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+
+from deploy.local.errors import StackError
+from deploy.local.process import Command, identify, last_line, spawn, stop
+from deploy.local.state import ProcessState
+
+_POLL = 0.1
+_EXITS_BEFORE_READY = 5
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.2, 10.0
+_STEADY_SECONDS = 30.0  # after so long a life the backoff begins anew
+
+
+class Part:
+    """A process by name. launch: the command for the next start; is_ready: whether it serves."""
+
+    def __init__(
+        self,
+        name: str,
+        launch: Callable[[], Command],
+        is_ready: Callable[[], Awaitable[bool]],
+        changed: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.ready = False
+        self.restarts = 0
+        self.last_exit: int | None = None
+        self._launch = launch
+        self._is_ready = is_ready
+        self._changed = changed
+        self._command: Command | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process; None between an exit and the restart."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    @property
+    def state(self) -> ProcessState | None:
+        """For stack.json; None while there is no process."""
+        if self.pid is None or self._command is None:
+            return None
+        orphan = int(self._command.orphan_signal)
+        return ProcessState(
+            self.name, self.pid, identify(self.pid).started, orphan, self.ready, self.restarts, self.last_exit
+        )
+
+    async def start(self, timeout: float) -> None:
+        """Start it and return when it serves. Raises StackError when it does not, or keeps dying."""
+        self._watch = asyncio.create_task(self._keep_alive(), name=self.name)
+        deadline = time.monotonic() + timeout
+        while not self.ready:
+            if self._watch.done():
+                await self._watch
+            if time.monotonic() > deadline:
+                raise StackError(f"{self.name} is not ready after {timeout:.0f} s{self._blame()}")
+            await asyncio.sleep(_POLL)
+
+    async def stop(self) -> None:
+        """End it; returns when it is gone."""
+        if self._watch:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError, StackError, OSError):
+                await self._watch
+        if self._process and self._command:
+            await stop(self._process, self._command)
+        self.ready = False
+
+    async def _keep_alive(self) -> None:
+        backoff, was_ready = _FIRST_BACKOFF, False
+        while True:
+            started = time.monotonic()
+            self._command = self._launch()
+            self._process = spawn(self._command)
+            self._changed()
+            was_ready |= await self._live(self._process)
+            self.ready, self.last_exit = False, self._process.returncode
+            self.restarts += 1
+            self._changed()
+            if not was_ready and self.restarts >= _EXITS_BEFORE_READY:
+                raise StackError(f"{self.name} ends as soon as it is started{self._blame()}")
+            if time.monotonic() - started > _STEADY_SECONDS:
+                backoff = _FIRST_BACKOFF
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+
+    async def _live(self, process: subprocess.Popen[bytes]) -> bool:
+        """Watch until it ends; whether it has ever been ready."""
+        was_ready = False
+        while process.poll() is None:
+            if not self.ready and await self._is_ready():
+                self.ready = was_ready = True
+                self._changed()
+            await asyncio.sleep(_POLL)
+        return was_ready
+
+    def _blame(self) -> str:
+        if self._command is None:
+            return ""
+        line = last_line(self._command.log)
+        return f" ({line}): see {self._command.log}" if line else f": see {self._command.log}"

@@ -1,0 +1,104 @@
+"""Role `books`: the valuation loop, the outbox relay and the repair of corrections that lost their job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import TypeVar
+
+from sinks import corrections, outbox
+from sinks.database import is_transient
+from sinks.monitor import Gauges, read_gauges
+from sinks.valuation import Valuation
+from streams import health, metrics, topics
+from streams.app import App
+from streams.relay import Relay
+from streams.settings import load
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 0.1  # the poll is the truth; status events only shorten the wait
+_REPAIR_SECONDS = 5.0
+_GAUGE_SECONDS = 5.0
+
+app = App("books", load())
+health.add_pages(app)
+_work = asyncio.Event()
+
+
+@app.agent(app.topic(app.settings.topic(topics.STATUS), value_type=bytes))
+async def hear_status(statuses: AsyncIterable[bytes]) -> None:
+    """A finished job leaves dirty keys: value them now rather than at the next poll."""
+    async for _ in statuses:
+        _work.set()
+
+
+async def value_dirty_keys() -> None:
+    """The valuation loop: one short transaction after another until nothing is due."""
+    valuation = Valuation(await app.pool(), app.settings.valuation_keys)
+    while not app.should_stop:
+        _work.clear()
+        done = await _persist(valuation.pass_once)
+        if done is not None and (done.keys or done.settled):
+            metrics.KEYS_VALUED.inc(done.keys)
+            metrics.SNAPSHOTS_WRITTEN.inc(done.snapshots)
+            app.outbox_written()
+            continue
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_IDLE_SECONDS):
+                await _work.wait()
+
+
+async def reissue_corrections() -> None:
+    """Corrections without a live job for too long get a repair trigger."""
+    pool = await app.pool()
+
+    async def reissue() -> int:
+        async with pool.acquire() as connection, connection.transaction():
+            return await corrections.reissue(connection, app.settings.repair_after_seconds)
+
+    while not app.should_stop:
+        if await _persist(reissue):
+            app.outbox_written()
+        await asyncio.sleep(_REPAIR_SECONDS)
+
+
+async def watch() -> None:
+    """Gauges that only Postgres knows."""
+    pool = await app.pool()
+
+    async def read() -> tuple[Gauges, tuple[int, float]]:
+        async with pool.acquire() as connection:
+            return await read_gauges(connection), await outbox.backlog(connection)
+
+    while not app.should_stop:
+        if found := await _persist(read):
+            gauges, (pending, age) = found
+            metrics.TRIGGERS_PENDING.set(gauges.triggers_pending)
+            metrics.ACTIVE_KEYS.set(gauges.active_keys)
+            metrics.SCHEDULER_GAP_DAYS.set(gauges.gap_days)
+            metrics.OUTBOX_PENDING.set(pending)
+            metrics.OUTBOX_AGE.set(age)
+        await asyncio.sleep(_GAUGE_SECONDS)
+
+
+async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
+    """The work's result; None when a transient error stopped it (the caller's loop comes again)."""
+    try:
+        return await work()
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        logger.warning("%s: %s; trying again", type(error).__name__, error)
+        await asyncio.sleep(0.5)
+        return None
+
+
+app.forever(value_dirty_keys)
+app.forever(reissue_corrections)
+app.forever(watch)
+app.forever(Relay(app.settings, lambda: app.should_stop).run)

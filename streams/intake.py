@@ -1,0 +1,62 @@
+"""Role `intake`: the calendar, price and position sinks. Thin: decode, apply, done (design, Topology)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Sequence
+from datetime import date
+
+from sinks import calendar, positions, prices
+from sinks.database import Connection
+from sinks.model import Price, Transaction
+from sinks.offsets import Batch
+from streams import health, records
+from streams.app import App
+from streams.settings import load
+from streams.sink_agent import Applied, Sink
+
+app = App("intake", load())
+health.add_pages(app)
+
+
+async def close_dates(connection: Connection, dates: Sequence[tuple[int, date]]) -> Applied:
+    """Close business dates; closing one again is a no-op."""
+    await calendar.apply(connection, [day for _, day in dates])
+    return Applied()
+
+
+async def store_prices(connection: Connection, numbered: Sequence[tuple[int, Price]]) -> Applied:
+    """Store prices; each late one issues a correction."""
+    outcome = await prices.apply(connection, [price for _, price in numbered])
+    return Applied(ignored=outcome.ignored)
+
+
+async def book_transactions(connection: Connection, numbered: Sequence[tuple[int, Transaction]]) -> Applied:
+    """Book transactions into their keys' histories; late ones rebuild the history under a new epoch."""
+    outcome = await positions.apply(connection, numbered, app.settings.cost_basis_method)
+    return Applied(ignored=outcome.ignored, conflicts=outcome.conflicts, epochs_bumped=outcome.rebuilt)
+
+
+calendar_sink = Sink(app, "business-dates", records.decode_business_date, close_dates)
+price_sink = Sink(app, "prices", records.decode_price, store_prices)
+position_sink = Sink(app, "transactions", records.decode_transaction, book_transactions)
+
+
+@app.agent(app.input("business-dates"))
+async def close_business_dates(batches: AsyncIterable[Batch]) -> None:
+    """business-dates → business_dates."""
+    async for batch in batches:
+        await calendar_sink.take(batch)
+
+
+@app.agent(app.input("prices"))
+async def sink_prices(batches: AsyncIterable[Batch]) -> None:
+    """prices → market_prices, corrections."""
+    async for batch in batches:
+        await price_sink.take(batch)
+
+
+@app.agent(app.input("transactions"))
+async def sink_transactions(batches: AsyncIterable[Batch]) -> None:
+    """transactions → transactions, position_history, position_state."""
+    async for batch in batches:
+        await position_sink.take(batch)

@@ -1,0 +1,90 @@
+"""Role `triggers`: the trigger agent with its table, and the web view (design, Trigger agent and table).
+
+One agent reads triggers and statuses, so that a security's events are taken one after another. It is the job topic's
+only writer: publish, wait for the broker's ack, then write the table.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from streams import api, health, metrics, topics
+from streams.app import App
+from streams.settings import load
+from tables import triggers
+from tables.triggers import Decision, Entry, Status, Trigger
+
+logger = logging.getLogger(__name__)
+
+app = App("triggers", load())
+health.add_pages(app)
+
+_TRIGGERS = app.settings.topic(topics.TRIGGERS)
+_entry = msgspec.json.Decoder(Entry)
+_trigger = msgspec.json.Decoder(Trigger)
+_status = msgspec.json.Decoder(Status)
+
+jobs = app.topic(app.settings.topic(topics.JOBS), key_type=bytes, value_type=bytes)
+table = app.Table(
+    topics.TABLE,
+    key_type=bytes,
+    value_type=bytes,
+    partitions=app.settings.internal_partitions,
+    options={"block_cache_size": 64 << 20, "write_buffer_size": 8 << 20, "max_open_files": 256},
+)
+api.add_pages(app, table, _entry.decode)
+
+
+@app.agent(app.topic(_TRIGGERS, app.settings.topic(topics.STATUS), key_type=bytes, value_type=bytes))
+async def decide(stream: Any) -> None:
+    """Triggers and statuses → jobs and the table. An error stops the worker with the event unacknowledged."""
+    events: AsyncIterable[Any] = stream.events()
+    async for event in events:
+        try:
+            await _take(event)
+        except Exception as error:
+            logger.exception("%s[%d] at %d", event.message.topic, event.message.partition, event.message.offset)
+            app.fail(f"{type(error).__name__}: {error}")
+
+
+async def _take(event: Any) -> None:
+    key: bytes = event.key
+    entry = _load(key)
+    try:
+        decision = _decide(event, entry)
+    except msgspec.DecodeError as error:  # only the relay writes these topics; nothing could be done with it later
+        logger.error("%s at %d: unreadable, ignored: %s", event.message.topic, event.message.offset, error)
+        return
+    await _carry_out(key, entry, decision)
+
+
+def _decide(event: Any, entry: Entry | None) -> Decision:
+    now = datetime.now(UTC)
+    if event.message.topic == _TRIGGERS:
+        metrics.TRIGGER_EVENTS.labels("trigger").inc()
+        return triggers.on_trigger(entry, _trigger.decode(event.value), now)
+    metrics.TRIGGER_EVENTS.labels("status").inc()
+    return triggers.on_status(entry, _status.decode(event.value), now)
+
+
+async def _carry_out(key: bytes, before: Entry | None, decision: Decision) -> None:
+    if decision.publish or decision.release:
+        value = msgspec.json.encode(decision.publish) if decision.publish else None
+        job_id = decision.publish.job_id if decision.publish else before.in_flight.job_id  # type: ignore[union-attr]
+        acked = await jobs.send(key=key, value=value, headers={"event_id": str(job_id).encode()})
+        await acked
+    if decision.entry is None:
+        if before is not None:
+            del table[key]
+    elif decision.entry != before:
+        table[key] = msgspec.json.encode(decision.entry)
+
+
+def _load(key: bytes) -> Entry | None:
+    value = table.get(key)
+    return None if value is None else _entry.decode(value)

@@ -1,0 +1,153 @@
+"""`tidemark up`, `status`, `down`: the local stack, or the workers alone where broker and database are named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from deploy.local import state
+from deploy.local.errors import StackError
+from deploy.local.process import last_line
+from deploy.local.stack import Stack
+from streams.settings import Settings, load_named
+
+_DETACH_SECONDS = 600.0  # the first start fetches Kafka
+_DOWN_SECONDS = 90.0
+
+
+@click.command()
+@click.option("--detach", is_flag=True, help="Return when everything is ready; `tidemark down` stops it.")
+def up(detach: bool) -> None:
+    """Start Kafka, Postgres and all workers here; stop cleanly on Ctrl-C.
+
+    With TIDEMARK_BROKER_URL and TIDEMARK_DATABASE_URL set, start the workers only.
+    """
+    settings = load_named()
+    if detach:
+        _detach(settings)
+    else:
+        asyncio.run(_run(settings))
+    click.echo()
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def status(as_json: bool) -> None:
+    """Show the local stack's addresses and workers; exits with 1 unless it is ready."""
+    folder = load_named().data_dir
+    found = state.read(folder)
+    alive = found if found and found.alive else None
+    if as_json:
+        click.echo(json.dumps(_summary(alive), indent=2))
+    elif alive is None:
+        raise click.ClickException(f"no local stack runs in {folder}: start one with `tidemark up`")
+    else:
+        click.echo(_addresses(alive))
+        for worker in alive.workers:
+            shown = "ready" if worker.ready else "not ready"
+            click.echo(f"{worker.role:<10} pid {worker.pid or '-'}  {worker.web_url}  {shown}")
+    if alive is None or not alive.ready:
+        sys.exit(1)
+
+
+@click.command()
+def down() -> None:
+    """Stop the local stack; its data stays."""
+    folder = load_named().data_dir
+    click.echo("stopped" if state.shut_down(folder, _DOWN_SECONDS) else f"no local stack runs in {folder}")
+
+
+COMMANDS = [up, status, down]
+
+
+async def _run(settings: Settings) -> None:
+    console = Console(stderr=True)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with console.status("Starting") as progress:
+
+        def report(step: str) -> None:
+            progress.update(f"Starting: {step}")
+            if not console.is_terminal:
+                console.print(f"starting: {step}", highlight=False)
+
+        stack = Stack(settings, report)
+        starting = asyncio.create_task(stack.start())
+
+        def interrupt() -> None:
+            stopping.set()
+            starting.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+        try:
+            await starting
+        except asyncio.CancelledError:
+            return
+    found = state.read(settings.data_dir)
+    click.echo(_addresses(found) if found else "")
+    click.echo("Ctrl-C stops it.")
+    await stopping.wait()
+    with console.status("Stopping"):
+        await stack.stop()
+
+
+def _detach(settings: Settings) -> None:
+    folder = settings.data_dir
+    if state.DataDirLock.held(folder):
+        raise StackError(state.occupied(folder))
+    log = folder / "logs" / "stack.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tidemark", "up"],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ,
+        )  # fmt: skip
+    with Console(stderr=True).status("Starting") as progress:
+        _await_ready(process, folder, log, progress)
+    found = state.read(folder)
+    click.echo(_addresses(found) if found else "")
+
+
+def _await_ready(process: subprocess.Popen[bytes], folder: Path, log: Path, progress: Any) -> None:
+    deadline = time.monotonic() + _DETACH_SECONDS
+    while True:
+        if process.poll() is not None:
+            raise StackError(last_line(log).removeprefix("Error: ") or f"the stack did not start: see {log}")
+        found = state.read(folder)
+        if found and found.ready and found.supervisor.pid == process.pid:
+            return
+        if time.monotonic() > deadline:
+            process.terminate()
+            raise StackError(f"the stack is not ready after {_DETACH_SECONDS:.0f} s: see {log}")
+        progress.update(last_line(log) or "Starting")
+        time.sleep(0.1)
+
+
+def _summary(found: state.StackState | None) -> dict[str, Any]:
+    if found is None:
+        return {"broker_url": None, "database_url": None, "web_url": None, "ready": False, "workers": []}
+    return {
+        "broker_url": found.broker_url,
+        "database_url": found.database_url,
+        "web_url": found.web_url,
+        "ready": found.ready,
+        "workers": [
+            {"role": w.role, "pid": w.pid, "web_url": w.web_url, "ready": w.ready, "restarts": w.restarts}
+            for w in found.workers
+        ],
+    }
+
+
+def _addresses(found: state.StackState) -> str:
+    return f"broker    {found.broker_url}\ndatabase  {found.database_url}\nweb       {found.web_url}"
