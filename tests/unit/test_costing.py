@@ -137,3 +137,8 @@ def test_all_lots_have_one_sign(rows: list[tuple[Any, ...]]) -> None:
     for transaction in trades(*rows):
         state = costing.apply(state, transaction, "FIFO")
         assert all(lot.quantity > 0 for lot in state.lots) or all(lot.quantity < 0 for lot in state.lots)
+
+
+def test_the_error_of_a_division_does_not_decide_a_tie() -> None:
+    rows = [("BUY", 7, "2e-10"), ("SELL", 1, 0), ("SELL", "0.75", 0)]  # half of 1e-10 is realized: 7/28 of 2e-10
+    assert costing.rounded(after("FIFO", *rows)[2]) == 0

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from deploy.local import state
-from deploy.local.errors import StackError
-from deploy.local.process import last_line
+from deploy.local import detached, state
 from deploy.local.stack import Stack
 from streams.settings import Settings, load_named
-
-_DETACH_SECONDS = 600.0  # the first start fetches Kafka
-_DOWN_SECONDS = 90.0
 
 
 @click.command()
@@ -37,7 +28,6 @@ def up(detach: bool) -> None:
         _detach(settings)
     else:
         asyncio.run(_run(settings))
-    click.echo()
 
 
 @click.command()
@@ -64,7 +54,7 @@ def status(as_json: bool) -> None:
 def down() -> None:
     """Stop the local stack; its data stays."""
     folder = load_named().data_dir
-    click.echo("stopped" if state.shut_down(folder, _DOWN_SECONDS) else f"no local stack runs in {folder}")
+    click.echo("stopped" if detached.stop(folder) else f"no local stack runs in {folder}")
 
 
 COMMANDS = [up, status, down]
@@ -103,35 +93,9 @@ async def _run(settings: Settings) -> None:
 
 
 def _detach(settings: Settings) -> None:
-    folder = settings.data_dir
-    if state.DataDirLock.held(folder):
-        raise StackError(state.occupied(folder))
-    log = folder / "logs" / "stack.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tidemark", "up"],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ,
-        )  # fmt: skip
     with Console(stderr=True).status("Starting") as progress:
-        _await_ready(process, folder, log, progress)
-    found = state.read(folder)
-    click.echo(_addresses(found) if found else "")
-
-
-def _await_ready(process: subprocess.Popen[bytes], folder: Path, log: Path, progress: Any) -> None:
-    deadline = time.monotonic() + _DETACH_SECONDS
-    while True:
-        if process.poll() is not None:
-            raise StackError(last_line(log).removeprefix("Error: ") or f"the stack did not start: see {log}")
-        found = state.read(folder)
-        if found and found.ready and found.supervisor.pid == process.pid:
-            return
-        if time.monotonic() > deadline:
-            process.terminate()
-            raise StackError(f"the stack is not ready after {_DETACH_SECONDS:.0f} s: see {log}")
-        progress.update(last_line(log) or "Starting")
-        time.sleep(0.1)
+        found = detached.start(settings.data_dir, {}, progress.update)
+    click.echo(_addresses(found))
 
 
 def _summary(found: state.StackState | None) -> dict[str, Any]:

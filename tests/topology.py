@@ -1,0 +1,138 @@
+"""A whole topology for tests: real workers on the run's Kafka and Postgres, under a topic prefix of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from confluent_kafka import Producer as ConfluentProducer
+
+from deploy.local.stack import Stack
+from sinks.database import connect_pool
+from streams.settings import Settings, load_named
+from tidemark.audit import AuditResult, audit_books
+
+Event = tuple[str, Any]
+Key = Callable[[dict[str, Any]], bytes | None]
+_STILL_SECONDS = 120.0
+
+_PENDING = """
+select (select count(*) from dirty_keys) as dirty_keys,
+       (select count(*) from corrections where right_at is null) as corrections,
+       (select count(*) from reprocessing_jobs where status in ('PENDING', 'PROCESSING')) as jobs,
+       (select count(*) from outbox_events) as outbox,
+       (select coalesce(sum(next_offset), 0) from kafka_offsets where consumer_group like '%intake') as consumed
+"""
+
+
+def by_security(record: dict[str, Any]) -> bytes | None:
+    """The key most producers use."""
+    return record["security_id"].encode() if "security_id" in record else None
+
+
+def unkeyed(record: dict[str, Any]) -> bytes | None:
+    """No key: records go anywhere."""
+    return None
+
+
+class Topology:
+    """What a test does with the topology: send, wait until the books are right, look."""
+
+    def __init__(self, stack: Stack, pool: asyncpg.Pool) -> None:
+        self.stack = stack
+        self.settings: Settings = stack.settings
+        self.pool = pool
+        self._sent = 0
+
+    async def send(self, events: Sequence[Event], key: Key = by_security) -> None:
+        """With aiokafka (murmur2). A bytes or None event is sent as it is."""
+        producer = AIOKafkaProducer(bootstrap_servers=self.settings.bootstrap_servers, max_request_size=2**21)
+        await producer.start()
+        try:
+            for topic, record in events:
+                raw = record is None or isinstance(record, bytes)
+                value = record if raw else json.dumps(record).encode()
+                await producer.send(self.settings.topic(topic), value, key=b"raw" if raw else key(record))
+        finally:
+            await producer.stop()  # flushes
+        self._sent += len(events)
+
+    def send_with_librdkafka(self, events: Sequence[Event], key: Key = by_security) -> None:
+        """With confluent-kafka, whose default partitioner is another one (CRC32)."""
+        failed: list[Any] = []
+        producer = ConfluentProducer({"bootstrap.servers": self.settings.bootstrap_servers, "linger.ms": 5})
+        for topic, record in events:
+            producer.produce(
+                self.settings.topic(topic),
+                json.dumps(record).encode(),
+                key=key(record),
+                on_delivery=lambda error, _: error and failed.append(error),
+            )
+            producer.poll(0)
+        assert producer.flush(30) == 0
+        assert failed == []
+        self._sent += len(events)
+
+    async def settle(self) -> None:
+        """Until every record sent is consumed and nothing is left to be done. Fails with what is left."""
+        last: dict[str, int] = {}
+        try:
+            async with asyncio.timeout(_STILL_SECONDS):
+                while True:
+                    last = dict(await self.pool.fetchrow(_PENDING))
+                    last["consumed"] -= self._sent
+                    if not any(last.values()):
+                        return
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"still waiting after {_STILL_SECONDS} s: {last}") from None
+
+    async def audit(self) -> AuditResult:
+        """The books against the oracle, from the tables' own inputs."""
+        return await audit_books(self.settings.dsn, self.settings.cost_basis_method)
+
+    async def read(self, topic: str) -> list[Any]:
+        """All records of a topic."""
+        consumer = AIOKafkaConsumer(
+            self.settings.topic(topic), bootstrap_servers=self.settings.bootstrap_servers, fetch_max_wait_ms=100
+        )
+        await consumer.start()
+        try:
+            ends = await consumer.end_offsets(consumer.assignment())
+            await consumer.seek_to_beginning()
+            found: list[Any] = []
+            while any([await consumer.position(p) < end for p, end in ends.items()]):
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    found += records
+            return found
+        finally:
+            await consumer.stop()
+
+
+@asynccontextmanager
+async def run_topology(broker_url: str, database_url: str, folder: Path, **changes: Any) -> AsyncIterator[Topology]:
+    """Start all four roles; afterwards no worker may have died meanwhile. changes: settings."""
+    prefix = f"t{uuid.uuid4().hex[:8]}-"
+    settings = load_named(
+        broker_url=broker_url,
+        database_url=database_url,
+        data_dir=folder / prefix,
+        topic_prefix=prefix,
+        **{"internal_partitions": 2, "input_partitions": 2, "session_timeout_seconds": 6, **changes},
+    )
+    stack = Stack(settings)
+    await stack.start()
+    pool = await connect_pool(stack.settings.dsn, size=2)
+    try:
+        yield Topology(stack, pool)
+        assert stack.restarts == 0, f"a worker died: see {settings.data_dir / 'logs'}"
+    finally:
+        await pool.close()
+        await stack.stop()
