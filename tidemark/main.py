@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import click
@@ -30,6 +31,8 @@ class _OneLineErrors(click.Group):
 @click.version_option(package_name="tidemark")
 def main() -> None:
     """Keep a portfolio ledger right when prices and transactions arrive late."""
+    # A command reports what failed in one line of its own; workers set their own level.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 @main.command()
