@@ -35,6 +35,8 @@ layers: setup
 lock:  ## refresh the lock file (needs uv)
 	uv pip compile pyproject.toml --extra local --extra dev --python-version 3.11 --universal \
 		--generate-hashes --no-header --no-emit-index-url --output-file requirements.lock
+	uv pip compile pyproject.toml --constraint requirements.lock --python-version 3.11 --universal \
+		--generate-hashes --no-header --no-emit-index-url --output-file deploy/requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
