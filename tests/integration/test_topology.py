@@ -165,6 +165,8 @@ async def test_every_triggers_worker_answers_for_every_key(fifo: Topology, folde
     second = Stack(fifo.settings.model_copy(update={"data_dir": folder / "second"}), roles=["triggers"])
     await second.start()
     try:
+        async with aiohttp.ClientSession() as web:  # it has not produced anything yet
+            assert await _json(web, f"{second.worker_url('triggers')}/router/triggers/W0/")
         await fifo.pool.execute("update reset_limit set paused = true")
         await fifo.send([price(s, 5, 11) for s in securities])
         urls = [fifo.stack.worker_url("triggers"), second.worker_url("triggers")]
