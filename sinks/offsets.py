@@ -188,6 +188,8 @@ class Offsets:
         held = self._held[partition]
         if held.epoch != batch.epoch:
             raise Fenced
+        if next_offset < held.next_offset:
+            raise ValueError(f"{batch.topic}[{batch.partition}]: {next_offset} lies before {held.next_offset}")
         wanted = Claim(next_offset, held.epoch)
         delay = _FIRST_BACKOFF
         while True:

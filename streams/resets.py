@@ -57,20 +57,21 @@ class Window:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._open: deque[OpenJob] = deque()
-        self._offsets: dict[int, int] = {}  # the last record of each job
+        self._unfinished: dict[int, int] = {}  # job_id: offset of its last record
 
     async def work(self) -> None:
         """Until every job has ended."""
         jobs = self._read(app.offsets.fresh(self._batch))
+        turns: deque[OpenJob] = deque()
         if jobs:
-            opened = await self._step(lambda c: resets.open_jobs(c, jobs))
-            self._open = deque(job for job in opened if not job.ended)
+            turns.extend(await self._step(lambda c: resets.open_jobs(c, jobs)))
             app.outbox_written()
-        while self._open:
-            job = await self._advance(self._open.popleft())
-            if not job.ended:
-                self._open.append(job)
+        while turns:
+            job = turns.popleft()
+            if job.ended:
+                del self._unfinished[job.job_id]
+            else:
+                turns.append(await self._advance(job))
         await self._step(_nothing)
 
     def _read(self, records: list[Record]) -> list[Job]:
@@ -84,19 +85,18 @@ class Window:
                 logger.error("job record at offset %d is unreadable, ignored: %s", record.offset, error)
                 continue
             jobs[job.job_id] = job
-            self._offsets[job.job_id] = record.offset
+            self._unfinished[job.job_id] = record.offset
         return list(jobs.values())
 
     async def _step(self, effect: Callable[[Connection], Awaitable[T]]) -> T:
         """A fenced transaction; the offset moves up to the first job that is not done."""
-        done = min((self._offsets[job.job_id] for job in self._open), default=self._batch.next_offset)
+        done = min(self._unfinished.values(), default=self._batch.next_offset)
         return await app.offsets.step(self._batch, done, effect)
 
     async def _advance(self, job: OpenJob) -> OpenJob:
         """One chunk under the rate limit. Fails the job after some attempts that no retry could help."""
         reserved = await _reserve(min(app.settings.reset_chunk_rows, max(1, job.keys_left)))
         scan = reserved.rows if job.keys_left > reserved.rows else app.settings.reset_chunk_rows
-        self._open.appendleft(job)  # not done yet: the offset stays before it
         try:
             chunk = await self._step(lambda c: resets.reset_chunk(c, job, scan))
             metrics.KEYS_RESET.inc(chunk.keys_reset)
@@ -107,7 +107,6 @@ class Window:
             job = await self._step(lambda c: resets.reread(c, job))
         except Exception as error:
             job = await self._failed(job, error)
-        self._open.popleft()
         app.outbox_written()
         return job
 

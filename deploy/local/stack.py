@@ -40,7 +40,8 @@ class Stack:
         self._lock = state.DataDirLock(self._folder)
         self._ports = Ports(self._folder / "ports.json")
         self._servers: list[Part] = []
-        self._workers: dict[str, Part] = {}
+        self.workers: dict[str, Part] = {}
+        """By role, once started."""
         self._web: dict[str, int] = {}
         self._ready = False
         self._running = False
@@ -68,7 +69,7 @@ class Stack:
     async def stop(self) -> None:
         """End everything, workers first; data stays."""
         self._running = False
-        await asyncio.gather(*(worker.stop() for worker in self._workers.values()))
+        await asyncio.gather(*(worker.stop() for worker in self.workers.values()))
         for server in reversed(self._servers):
             await server.stop()
         state.remove(self._folder)
@@ -77,7 +78,7 @@ class Stack:
     @property
     def restarts(self) -> int:
         """How often a part has died and was started again."""
-        return sum(part.restarts for part in [*self._servers, *self._workers.values()])
+        return sum(part.restarts for part in [*self._servers, *self.workers.values()])
 
     def worker_url(self, role: str) -> str:
         """The web server of the role's worker."""
@@ -115,9 +116,9 @@ class Stack:
         for role in self._roles:
             preferred = self._named.web_port or None
             self._web[role] = self._ports.choose(f"web-{role}", preferred if role == "triggers" else None)
-            self._workers[role] = Part(role, partial(self._launch, role), partial(self._answers, role), self._write)
+            self.workers[role] = Part(role, partial(self._launch, role), partial(self._answers, role), self._write)
         self._report(f"Workers: {', '.join(self._roles)}")
-        await _all(worker.start(_START_SECONDS) for worker in self._workers.values())
+        await _all(worker.start(_START_SECONDS) for worker in self.workers.values())
 
     def _launch(self, role: str) -> Command:
         return Command(
@@ -144,7 +145,7 @@ class Stack:
         """Keep stack.json true."""
         if not self._running:
             return
-        parts = [*self._servers, *self._workers.values()]
+        parts = [*self._servers, *self.workers.values()]
         database_url = self.settings.database_url
         state.write(
             self._folder,
@@ -158,7 +159,7 @@ class Stack:
                     state.WorkerState(
                         role, role, part.pid, self.worker_url(role), part.ready, part.restarts, part.last_exit
                     )
-                    for role, part in self._workers.items()
+                    for role, part in self.workers.items()
                 ],
                 processes=[found for part in parts if (found := part.state)],
             ),
