@@ -38,6 +38,7 @@ class Part:
         self._command: Command | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
     @property
     def pid(self) -> int | None:
@@ -67,6 +68,7 @@ class Part:
 
     async def stop(self) -> None:
         """End it; returns when it is gone."""
+        self._stopping.set()  # a library below may swallow the cancellation
         if self._watch:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError, StackError, OSError):
@@ -77,12 +79,14 @@ class Part:
 
     async def _keep_alive(self) -> None:
         backoff, was_ready = _FIRST_BACKOFF, False
-        while True:
+        while not self._stopping.is_set():
             started = time.monotonic()
             self._command = self._launch()
             self._process = spawn(self._command)
             self._changed()
             was_ready |= await self._live(self._process)
+            if self._stopping.is_set():
+                return
             self.ready, self.last_exit = False, self._process.returncode
             self.restarts += 1
             self._changed()
@@ -96,7 +100,7 @@ class Part:
     async def _live(self, process: subprocess.Popen[bytes]) -> bool:
         """Watch until it ends; whether it has ever been ready."""
         was_ready = False
-        while process.poll() is None:
+        while process.poll() is None and not self._stopping.is_set():
             if not self.ready and await self._is_ready():
                 self.ready = was_ready = True
                 self._changed()

@@ -47,7 +47,8 @@ def is_free(port: int) -> bool:
 async def answers(host: str, port: int, timeout: float = 2.0) -> bool:
     """Whether something accepts TCP connections there."""
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout)
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(host, port)
     except (OSError, TimeoutError):
         return False
     writer.close()
@@ -57,7 +58,8 @@ async def answers(host: str, port: int, timeout: float = 2.0) -> bool:
 async def http_status(host: str, port: int, path: str, token: str | None = None, timeout: float = 3.0) -> int | None:
     """The status of an HTTP GET, or None when there is no answer."""
     try:
-        return await asyncio.wait_for(_http_status(host, port, path, token), timeout)
+        async with asyncio.timeout(timeout):  # not wait_for, which may swallow a cancellation
+            return await _http_status(host, port, path, token)
     except (OSError, TimeoutError, ValueError, IndexError, asyncio.IncompleteReadError):
         return None
 
