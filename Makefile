@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test lint types layers lock clean
+.PHONY: setup demo test chaos lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -21,6 +21,9 @@ demo: setup  ## a late price and a back-dated trade corrected before your eyes; 
 
 test: setup lint types layers  ## lint, types, layers and all tests
 	$(BIN)/pytest
+
+chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run after another
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5)
 
 lint: setup
 	$(BIN)/ruff check .

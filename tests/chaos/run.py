@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -66,8 +67,17 @@ class Report:
         )
 
 
-async def run(seed: int, seconds: float = 45.0, records: int = 6_000, say: Callable[[str], None] = print) -> Report:
-    """Start everything, break it for so many seconds, let it heal, and judge."""
+async def run(
+    seed: int,
+    seconds: float = 45.0,
+    records: int = 6_000,
+    say: Callable[[str], None] = print,
+    sabotage: str | None = None,
+) -> Report:
+    """Start everything, break it for so many seconds, let it heal, and judge.
+
+    sabotage: a name in tests.chaos.sabotage; the workers then run without that protection.
+    """
     chance = random.Random(seed)
     report = Report(seed)
     events = _load(seed, records)
@@ -88,8 +98,11 @@ async def run(seed: int, seconds: float = 45.0, records: int = 6_000, say: Calla
             valuation_keys=7,
             repair_after_seconds=5,
         )
-        stack = Stack(settings)
-        spare = Stack(settings.model_copy(update={"data_dir": folder / "spare"}), roles=["intake", "resets"])
+        module = ["tests.chaos.sabotage", sabotage] if sabotage else ["tidemark"]
+        program = [sys.executable, "-m", *module]
+        stack = Stack(settings, program=program)
+        spare_settings = settings.model_copy(update={"data_dir": folder / "spare"})
+        spare = Stack(spare_settings, roles=["intake", "resets"], program=program)
         await stack.start()
         await spare.start()
         watching = asyncio.create_task(witness.watch())
@@ -117,7 +130,7 @@ async def run(seed: int, seconds: float = 45.0, records: int = 6_000, say: Calla
             watching.cancel()
             await spare.stop()
             await stack.stop()
-            if report.wrong:
+            if report.wrong and not sabotage:
                 kept = Path(tempfile.mkdtemp(prefix=f"tidemark-chaos-{seed}-"))
                 shutil.copytree(folder / "stack" / "logs", kept / "stack")
                 shutil.copytree(folder / "spare" / "logs", kept / "spare")
