@@ -27,14 +27,16 @@ def start(folder: Path, environment: Mapping[str, str], on_step: Callable[[str],
     log = folder / "logs" / "stack.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        output = log.open("wb")
+        log.unlink(missing_ok=True)
+        # For its owner only: it shows the database's address, password included.
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise StackError(f"TIDEMARK_DATA_DIR: cannot use {folder}: {error.strerror}") from error
-    with output:
+    with os.fdopen(output, "wb") as opened:
         process = subprocess.Popen(
             [sys.executable, "-m", "tidemark", "up"],
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=opened,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env={**os.environ, **environment, "TIDEMARK_DATA_DIR": str(folder)},
@@ -54,8 +56,7 @@ def _await_ready(
     try:
         while True:
             if process.poll() is not None:
-                reason = last_line(log).removeprefix("Error: ")
-                raise StackError(reason or f"the stack did not start: see {log}")
+                raise StackError(_why_it_ended(process.returncode, log))
             found = state.read(folder)
             if found and found.ready and found.supervisor.pid == process.pid:
                 return found
@@ -68,3 +69,9 @@ def _await_ready(
             process.terminate()
             process.wait()
         raise
+
+
+def _why_it_ended(code: int, log: Path) -> str:
+    if code == 0:
+        return "the stack was stopped while it started"
+    return last_line(log).removeprefix("Error: ") or f"the stack did not start: see {log}"
