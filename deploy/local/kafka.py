@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient
@@ -79,9 +80,12 @@ class KafkaServer:
         """The address clients use."""
         return f"kafka://{LOOPBACK}:{self._broker}"
 
-    async def prepare(self) -> None:
-        """Fetch the jars and format the data folder, where that has not been done."""
-        self._classpath = await asyncio.to_thread(jars.classpath)
+    async def prepare(self, on_fetch: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Fetch the jars and format the data folder, where that has not been done.
+
+        on_fetch is told, from another thread, how many of the missing jars have been fetched.
+        """
+        self._classpath = await asyncio.to_thread(jars.classpath, on_fetch)
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "log4j2.properties").write_text(_LOGGING)
         self._configure()
