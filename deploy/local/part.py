@@ -13,6 +13,7 @@ from deploy.local.process import Command, identify, last_line, spawn, stop
 from deploy.local.state import ProcessState
 
 _POLL = 0.1
+_LOOK_AGAIN = 2.0  # seconds between looks at whether a part that was ready still is
 _EXITS_BEFORE_READY = 5
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.2, 10.0
 _STEADY_SECONDS = 30.0  # after so long a life the backoff begins anew
@@ -99,11 +100,15 @@ class Part:
 
     async def _live(self, process: subprocess.Popen[bytes]) -> bool:
         """Watch until it ends; whether it has ever been ready."""
-        was_ready = False
+        was_ready, look = False, 0.0
         while process.poll() is None and not self._stopping.is_set():
-            if not self.ready and await self._is_ready():
-                self.ready = was_ready = True
-                self._changed()
+            if time.monotonic() >= look:
+                ready = await self._is_ready()
+                was_ready |= ready
+                look = time.monotonic() + (_LOOK_AGAIN if ready else _POLL)
+                if ready != self.ready:
+                    self.ready = ready
+                    self._changed()
             await asyncio.sleep(_POLL)
         return was_ready
 

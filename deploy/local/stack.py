@@ -28,14 +28,22 @@ _START_SECONDS = 120.0
 
 
 class Stack:
-    """The stack of one DATA_DIR. settings: as named (streams.settings.load_named); report: told each step."""
+    """The stack of one DATA_DIR.
+
+    settings: as named (streams.settings.load_named); report: told each step; program: what runs a worker.
+    """
 
     def __init__(
-        self, settings: Settings, report: Callable[[str], None] = lambda step: None, roles: Sequence[str] = ROLES
+        self,
+        settings: Settings,
+        report: Callable[[str], None] = lambda step: None,
+        roles: Sequence[str] = ROLES,
+        program: Sequence[str] = (sys.executable, "-m", "tidemark"),
     ) -> None:
         self._named = settings
         self._report = report
         self._roles = roles
+        self._program = program
         self._folder = settings.data_dir.absolute()
         self._lock = state.DataDirLock(self._folder)
         self._ports = Ports(self._folder / "ports.json")
@@ -122,7 +130,7 @@ class Stack:
 
     def _launch(self, role: str) -> Command:
         return Command(
-            argv=(sys.executable, "-m", "tidemark", "worker", role),
+            argv=(*self._program, "worker", role),
             log=self._folder / "logs" / f"{role}.log",
             cwd=Path.cwd(),
             env={

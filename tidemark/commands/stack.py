@@ -75,10 +75,11 @@ async def _run(settings: Settings) -> None:
         starting = asyncio.create_task(stack.start())
 
         def interrupt() -> None:
-            stopping.set()
-            starting.cancel()
+            if not stopping.is_set():  # a second signal must not cancel the clean-up
+                stopping.set()
+                starting.cancel()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, interrupt)
         try:
             await starting
