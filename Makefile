@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test chaos lint types layers lock clean
+.PHONY: setup demo test chaos bench bench-quick lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -24,6 +24,12 @@ test: setup lint types layers  ## lint, types, layers and all tests
 
 chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run after another
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5)
+
+bench: setup  ## NAMES="positions herd": the benchmarks, each beside its baseline; writes bench.json
+	$(BIN)/python -m tests.bench $(NAMES) --json bench.json
+
+bench-quick: setup  ## a rough look in under two minutes
+	$(BIN)/python -m tests.bench $(NAMES) --quick --json bench.json
 
 lint: setup
 	$(BIN)/ruff check .

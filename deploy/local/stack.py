@@ -109,7 +109,7 @@ class Stack:
         if self._named.broker_url is None:
             self._report("Kafka")
             kafka = KafkaServer(self._folder / "kafka", logs / "kafka.log", self._ports)
-            await kafka.prepare()
+            await kafka.prepare(lambda done, total: self._report(f"Kafka: {done} of {total} files fetched, once"))
             self._servers.append(Part("kafka", kafka.launch, kafka.ready, self._write))
         await _all(server.start(_START_SECONDS) for server in self._servers)
         if postgres:

@@ -1,0 +1,67 @@
+"""`make bench`: all benchmarks, or those named; prints a table and writes JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from tests import bench as package
+from tests.bench.harness import Result, as_json, open_bench
+
+NAMES = sorted(
+    module.name.removeprefix("bench_")
+    for module in pkgutil.iter_modules(package.__path__)
+    if module.name.startswith("bench_")
+)
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(NAMES) if NAMES else str)
+@click.option("--quick", is_flag=True, help="Smaller loads and fewer rounds: in under two minutes, for a rough look.")
+@click.option("--rounds", type=click.IntRange(1, 50), help="Default: 5, quick: 1.")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
+def main(names: tuple[str, ...], quick: bool, rounds: int | None, file: Path | None) -> None:
+    """Measure, each path beside its baseline in the same run. Default: all."""
+    console = Console(stderr=True)
+    results = asyncio.run(_run(names or tuple(NAMES), quick, rounds or (1 if quick else 5), console))
+    Console(width=140).print(_table(results))
+    if file:
+        file.write_text(json.dumps(as_json(results), indent=1) + "\n")
+
+
+async def _run(names: tuple[str, ...], quick: bool, rounds: int, console: Console) -> list[Result]:
+    async with open_bench(quick=quick, rounds=rounds, say=lambda step: console.print(step, highlight=False)) as bench:
+        for name in names:
+            await importlib.import_module(f"tests.bench.bench_{name}").run(bench)
+        return bench.results
+
+
+def _table(results: list[Result]) -> Table:
+    table = Table("path", "median", "lowest - highest", "unit", "baseline", "ratio", "wanted", "note")
+    for result in results:
+        table.add_row(
+            result.name,
+            _figure(result.median),
+            f"{_figure(min(result.rounds))} - {_figure(max(result.rounds))}",
+            result.unit,
+            result.baseline or "-",
+            "-" if result.ratio is None else f"{result.ratio:.2f}",
+            "-" if result.wanted is None else f"{result.wanted:g}",
+            result.note,
+        )
+    return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
+
+
+if __name__ == "__main__":
+    main()

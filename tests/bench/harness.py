@@ -1,0 +1,175 @@
+"""What every benchmark shares: servers of its own, interleaved rounds of subject and baseline, medians, a table, JSON.
+
+A benchmark is a module `tests/bench/bench_*.py` with `async def run(bench: Bench) -> None`. Figures are ratios against
+a baseline measured in the same run, round by round in turn, since machines are small and noisy. No figure is asserted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from deploy.local.kafka import KafkaServer
+from deploy.local.part import Part
+from deploy.local.ports import Ports
+from deploy.local.postgres import PostgresServer
+from sinks.database import migrate
+
+_START_SECONDS = 120.0
+
+Work = Callable[[], Awaitable[float]]
+"""One round: returns the units of work done per second, or anything else of which more is better."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table. rounds: figure of each round; ratio: of the medians, wanted: what it should reach."""
+
+    name: str
+    unit: str
+    rounds: list[float]
+    baseline: str | None = None
+    baseline_rounds: list[float] = field(default_factory=list)
+    wanted: float | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        """The middle round."""
+        return statistics.median(self.rounds)
+
+    @property
+    def ratio(self) -> float | None:
+        """Median over the baseline's median."""
+        return self.median / statistics.median(self.baseline_rounds) if self.baseline_rounds else None
+
+
+class Bench:
+    """Handed to every benchmark. quick: fewer rounds and smaller loads; scale: for benchmarks that multiply sizes."""
+
+    def __init__(self, folder: Path, *, quick: bool, rounds: int, say: Callable[[str], None]) -> None:
+        self.quick = quick
+        self.rounds = rounds
+        self.results: list[Result] = []
+        self.say = say
+        self._folder = folder
+        self._ports = Ports(folder / "ports.json")
+        self._servers = AsyncExitStack()
+        self._postgres: PostgresServer | None = None
+        self._kafka: KafkaServer | None = None
+
+    def size(self, full: int, quick: int) -> int:
+        """One figure of the load, by how much time there is."""
+        return quick if self.quick else full
+
+    async def compare(
+        self,
+        name: str,
+        unit: str,
+        subject: Work,
+        baseline: tuple[str, Work] | None = None,
+        *,
+        wanted: float | None = None,
+        rounds: int | None = None,
+        note: str = "",
+    ) -> Result:
+        """Run subject and baseline in turn, `rounds` times, and keep the line."""
+        figures: list[float] = []
+        others: list[float] = []
+        for number in range(rounds or self.rounds):
+            self.say(f"{name}: round {number + 1} of {rounds or self.rounds}")
+            if baseline:
+                others.append(await baseline[1]())
+            figures.append(await subject())
+        return self.add(Result(name, unit, figures, baseline[0] if baseline else None, others, wanted, note))
+
+    def add(self, result: Result) -> Result:
+        """Keep a line that was measured in some other way."""
+        self.results.append(result)
+        return result
+
+    @asynccontextmanager
+    async def database(self, *, migrated: bool = True) -> AsyncIterator[str]:
+        """The address of a fresh database, dropped afterwards."""
+        server = await self.postgres()
+        name = f"bench_{uuid.uuid4().hex[:12]}"
+        dsn = await server.create_database(name)
+        try:
+            if migrated:
+                await migrate(dsn)
+            yield dsn
+        finally:
+            await server.drop_database(name)
+
+    async def postgres(self) -> PostgresServer:
+        """The run's Postgres, started at the first call."""
+        if self._postgres is None:
+            server = PostgresServer(self._folder / "postgres", self._folder / "postgres.log", self._ports)
+            await self._serve("postgres", server)
+            self._postgres = server
+        return self._postgres
+
+    async def kafka(self) -> str:
+        """The address of the run's Kafka, kafka://host:port, started at the first call."""
+        if self._kafka is None:
+            server = KafkaServer(self._folder / "kafka", self._folder / "kafka.log", self._ports)
+            await self._serve("kafka", server)
+            self._kafka = server
+        return self._kafka.url
+
+    async def _serve(self, name: str, server: PostgresServer | KafkaServer) -> None:
+        await server.prepare()
+        part = Part(name, server.launch, server.ready, lambda: None)
+        self._servers.push_async_callback(part.stop)
+        await part.start(_START_SECONDS)
+        server.published = True
+
+    async def close(self) -> None:
+        """End the servers."""
+        await self._servers.aclose()
+
+
+@asynccontextmanager
+async def open_bench(*, quick: bool, rounds: int, say: Callable[[str], None]) -> AsyncIterator[Bench]:
+    """A bench with a folder of its own, gone afterwards."""
+    folder = await asyncio.to_thread(_new_folder)
+    bench = Bench(folder, quick=quick, rounds=rounds, say=say)
+    try:
+        yield bench
+    finally:
+        await bench.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="tidemark-bench-"))
+    folder.chmod(0o711)  # started by root, Postgres runs as a user of its own
+    return folder
+
+
+async def timed(work: Awaitable[Any]) -> float:
+    """Seconds that the work takes."""
+    started = time.perf_counter()
+    await work
+    return time.perf_counter() - started
+
+
+def as_json(results: list[Result]) -> dict[str, Any]:
+    """Everything measured, with when and on what."""
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        "results": [{**asdict(result), "median": result.median, "ratio": result.ratio} for result in results],
+    }
