@@ -117,7 +117,11 @@ class PositionOutcome:
 async def apply(
     connection: Connection, numbered: Sequence[tuple[int, Transaction]], method: CostBasisMethod
 ) -> PositionOutcome:
-    """Book the batch. Each key is appended to, or rebuilt once under a new epoch."""
+    """Book the batch. Each key is appended to, or rebuilt once under a new epoch.
+
+    No date closes meanwhile: closing an earlier one tells the keys there are, and would miss one being created.
+    """
+    await calendar.lock_shared(connection)
     stored = await transactions.store(connection, numbered)
     outcome = PositionOutcome(stored.ignored, stored.conflicts)
     touches = booking.touches(stored.changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from sinks import resets
+from sinks import calendar, positions, resets
 from sinks.database import connect
 from sinks.model import Job
 from sinks.valuation import Pass
+from streams import records
 from tests import scenarios
 from tests.engine import Engine
 from tidemark.audit import audit_books
@@ -148,6 +150,35 @@ async def test_a_reset_that_waits_for_a_valuation_is_not_lost(engine: Engine, da
     engine.running.clear()
     assert await engine.pool.fetchval("select watermark_date from position_state") == date(2025, 1, 2)
     await engine.drain()
+    await assert_right(engine, database)
+
+
+async def test_a_date_closed_late_reaches_a_key_that_is_just_being_created(engine: Engine, database: str) -> None:
+    await engine.take("business-dates", dates(1, 3))
+    first = records.decode_transaction(json.dumps(trade("a", "BUY", 10, 100, 1)).encode())
+    applied, valued = asyncio.Event(), asyncio.Event()
+    async with engine.pool.acquire() as booking, engine.pool.acquire() as closing:
+
+        async def close() -> None:
+            async with closing.transaction():
+                await calendar.apply(closing, [date(2025, 1, 2)])
+                applied.set()
+                await valued.wait()
+
+        created = booking.transaction()
+        await created.start()
+        await positions.apply(booking, [(0, first)], "FIFO")
+        late = asyncio.create_task(close())
+        await _waits_for_a_lock(database)  # or it would not see the key, which would be valued without the date
+        await created.commit()
+        await applied.wait()
+        valuing = asyncio.create_task(engine.value())  # without the date, which has not been committed
+        await _waits_for_a_lock(database)
+        valued.set()
+        await late
+        assert (await valuing).keys == 1
+    await engine.drain()
+    assert list(await snapshots(engine)) == [1, 2, 3]
     await assert_right(engine, database)
 
 
