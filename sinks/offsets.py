@@ -122,16 +122,20 @@ class Offsets:
         """
         row = await self._patiently(lambda c: c.fetchrow(_CLAIM, self._group, *partition, log_start))
         claim = Claim(row["next_offset"], row["epoch"])
-        if not log_start <= claim.next_offset <= log_end:
-            raise OffsetOutsideLog(
-                f"{partition[0]}[{partition[1]}]: the stored offset {claim.next_offset} is outside the log "
-                f"[{log_start}, {log_end}]: records were removed or the topic was recreated. Restore the topic, or "
-                f"set next_offset in tidemark.kafka_offsets (consumer_group '{self._group}') to where it must go on"
-            )
+        self.check(partition, claim.next_offset, log_start, log_end)
         current = self._held.get(partition)
         if current is None or current.epoch < claim.epoch:
             self._held[partition] = claim
         return claim
+
+    def check(self, partition: Partition, offset: int, log_start: int, log_end: int) -> None:
+        """Raise OffsetOutsideLog, saying what to do, unless the log can go on at the offset."""
+        if not log_start <= offset <= log_end:
+            raise OffsetOutsideLog(
+                f"{partition[0]}[{partition[1]}]: the stored offset {offset} is outside the log "
+                f"[{log_start}, {log_end}]: records were removed or the topic was recreated. Restore the topic, or "
+                f"set next_offset in tidemark.kafka_offsets (consumer_group '{self._group}') to where it must go on"
+            )
 
     def fresh(self, batch: Batch) -> list[Record]:
         """The records that are not done yet. Raises Fenced and BrokenChain: the batch must follow on what is stored."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from sinks import offsets
+from streams import transport
 from tidemark.main import main
 
 
@@ -31,7 +32,27 @@ def offset_first() -> None:
     offsets.Offsets.step = step
 
 
-SABOTAGES: dict[str, Callable[[], None]] = {"no_fence": no_fence, "offset_first": offset_first}
+def lose_fetches() -> None:
+    """Not a protection removed: three fetches are lost on their way, as when they are cancelled on our side."""
+    whole = transport.BatchConsumer._fetch_batches
+    left = 3
+
+    async def fetch(self, partitions, timeout, records):
+        nonlocal left
+        if left:
+            lost = await self._thread.call_thread(self._thread.fetch, partitions, timeout, records)
+            left -= any(lost.records.values())
+            return {}
+        return await whole(self, partitions, timeout, records)
+
+    transport.BatchConsumer._fetch_batches = fetch
+
+
+SABOTAGES: dict[str, Callable[[], None]] = {
+    "no_fence": no_fence,
+    "offset_first": offset_first,
+    "lose_fetches": lose_fetches,
+}
 
 if __name__ == "__main__":
     SABOTAGES[sys.argv.pop(1)]()
