@@ -16,7 +16,19 @@ else:
     Pool: TypeAlias = asyncpg.Pool
 
 SCHEMA = "tidemark"
-_SERVER_SETTINGS = {"search_path": SCHEMA, "jit": "off", "application_name": "tidemark", "timezone": "UTC"}
+_SERVER_SETTINGS = {
+    "search_path": SCHEMA,
+    "jit": "off",
+    "application_name": "tidemark",
+    "timezone": "UTC",
+    # A host that vanishes must not keep its locks until TCP gives up by itself, in two hours.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+# Nor must a worker that stands still in the middle of a transaction: it holds its partition's offset row.
+_POOL_SETTINGS = {**_SERVER_SETTINGS, "idle_in_transaction_session_timeout": "30000"}
 _MIGRATION_LOCK = 0x7469_6465  # "tide"; any constant, shared by all that migrate
 
 TRANSIENT = (
@@ -26,6 +38,7 @@ TRANSIENT = (
     asyncpg.InsufficientResourcesError,  # too many connections, disk full
     asyncpg.ReadOnlySQLTransactionError,  # a failover left us on a replica
     asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidCachedStatementError,  # the schema was upgraded meanwhile
     asyncpg.TargetServerAttributeNotMatched,  # several hosts, and none of them is the primary now
     ConnectionError,
@@ -59,7 +72,7 @@ async def connect_pool(dsn: str, *, size: int = 4) -> Pool:
         dsn,
         min_size=0,
         max_size=size,
-        server_settings=_SERVER_SETTINGS,
+        server_settings=_POOL_SETTINGS,
         timeout=10,
         command_timeout=None,
         setup=_refuse_read_only,

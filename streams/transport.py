@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -303,9 +304,9 @@ class BatchApp(faust.App):  # type: ignore[misc]
 
     def fail(self, reason: str) -> None:
         """Stop the worker at once, acknowledging nothing more. A supervisor starts it again."""
-        import os
-
-        logging.getLogger("tidemark").critical("worker stops: %s", reason)
-        logging.shutdown()
-        sys.stderr.flush()
-        os._exit(1)
+        try:
+            logging.getLogger("tidemark").critical("worker stops: %s", reason)
+            logging.shutdown()
+            sys.stderr.flush()
+        finally:  # even where the disk that holds the log is full
+            os._exit(1)

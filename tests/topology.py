@@ -44,13 +44,13 @@ def unkeyed(record: dict[str, Any]) -> bytes | None:
 
 
 class Topology:
-    """What a test does with the topology: send, wait until the books are right, look."""
+    """What a test does with the topology: send, wait until the books are right, look. sent: records sent before."""
 
-    def __init__(self, stack: Stack, pool: asyncpg.Pool) -> None:
+    def __init__(self, stack: Stack, pool: asyncpg.Pool, sent: int = 0) -> None:
         self.stack = stack
         self.settings: Settings = stack.settings
         self.pool = pool
-        self._sent = 0
+        self._sent = sent
 
     async def send(self, events: Sequence[Event], key: Key = by_security) -> None:
         """With aiokafka (murmur2). A bytes or None event is sent as it is."""
