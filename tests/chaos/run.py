@@ -142,7 +142,7 @@ class Chaos:
         for number, name in enumerate(names, 1):
             chance = random.Random(f"fault {seed} {number}")
             self._sender.release(number / len(names))
-            lags = await self._backlog(plan.backlog)
+            lags = await self._backlog(plan.backlog, 3 * plan.per_topic * 3 // (2 * len(names)))
             self._say(f"seed {seed}, {time.monotonic() - self._started:5.1f} s: {name} at a lag of {lags.total():,}")
             await self._one(name, lags, chance)
             await asyncio.sleep(chance.uniform(0, 1))
@@ -164,13 +164,14 @@ class Chaos:
         took = "" if injected.recovered_in is None else f", recovered in {injected.recovered_in:.1f} s"
         self._say(f"    {injected.what}{took}")
 
-    async def _backlog(self, wanted: int) -> Counter[Partition]:
-        """Until so many records wait, by partition; what there is when the load is at its end."""
+    async def _backlog(self, least: int, most: int) -> Counter[Partition]:
+        """Until so many records wait, by partition: enough to meet, and no more than one and a half shares of the
+        load, so that the faults are spread over all of it."""
         deadline = time.monotonic() + _BACKLOG_SECONDS
         while True:
             with contextlib.suppress(OSError, TimeoutError):
                 lags = self._lags(await self._offsets())
-                if lags.total() >= wanted or self._sender.done or time.monotonic() > deadline:
+                if least <= lags.total() <= most or self._sender.done or time.monotonic() > deadline:
                     return lags
             await asyncio.sleep(0.02)
 
