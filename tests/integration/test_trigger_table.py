@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from deploy.local.postgres import PostgresServer
+from sinks import corrections
 from streams import topics
 from tests.topology import Event, Topology, run_topology, settings_for, until
 
@@ -299,7 +301,9 @@ async def test_what_is_held_is_never_issued_again(topology: Topology) -> None:
         "select market_value from daily_position_snapshots where security_id = 'HELD' order by valuation_date"
     )
     assert [int(row["market_value"]) for row in values] == [5] * 5, "visibly stale"
-    await topology.pool.execute("update corrections set held = false where security_id = 'HELD'")
+    async with topology.pool.acquire() as connection, connection.transaction():  # as a requeue does
+        await corrections.issue(connection, [("HELD", date(2025, 1, 2))], "requeue")
+        await connection.execute("update corrections set held = false where security_id = 'HELD'")
     await healed(topology, "HELD")
 
 
