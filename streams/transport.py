@@ -294,6 +294,11 @@ class BatchApp(faust.App):  # type: ignore[misc]
         self.batch_topics: dict[str, BatchLimits] = {}
         super().__init__(*args, **kwargs)
 
+    def on_rebalance_start(self) -> None:
+        """The rebalance waits for every batch in hand: let them end at once, the next owner goes on where they are."""
+        self.offsets.release()
+        super().on_rebalance_start()
+
     def _new_transport(self) -> Any:
         return _BatchTransport(self.conf.broker_consumer, self)
 

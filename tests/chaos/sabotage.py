@@ -49,6 +49,11 @@ def no_stop_flow() -> None:
     transport.BatchConsumer.perform_seek = perform_seek
 
 
+def deaf() -> None:
+    """No protection removed: a worker that does not hear of a rebalance in time has the fence alone."""
+    offsets.Offsets.release = lambda self: None
+
+
 def gated() -> None:
     """No protection removed: before a fenced transaction the worker waits for GATE, a lock that a test holds."""
     whole = offsets.Offsets.step
@@ -91,7 +96,7 @@ def lose_fetches() -> None:
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {
-    change.__name__: change for change in (no_fence, offset_first, no_stop_flow, gated, slow_seek, lose_fetches)
+    change.__name__: change for change in (no_fence, offset_first, no_stop_flow, deaf, gated, slow_seek, lose_fetches)
 }
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ async def next_offset(connection: asyncpg.Connection) -> tuple[int, int]:
 
 @pytest.mark.parametrize("protection", ["kept", "no_fence"])
 async def test_a_zombie_with_a_batch_in_hand(kafka: str, database: str, folder: Path, protection: str) -> None:
-    """It is frozen before its transaction, its heir commits the same batch, and it wakes."""
-    changes = ["gated", *({protection} - {"kept"})]
+    """It is frozen before its transaction, its heir commits the same batch, and it wakes, not knowing."""
+    changes = ["gated", "deaf", *({protection} - {"kept"})]
     async with watched(kafka, database, folder) as (settings, witness, connection):
         zombie = stack_with(settings, "intake", *changes)
         heir = stack_with(settings.model_copy(update={"data_dir": settings.data_dir / "heir"}), "intake", *changes)

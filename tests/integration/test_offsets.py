@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from sinks.database import Connection, Pool, connect_pool
-from sinks.offsets import Batch, BrokenChain, Claim, Fenced, OffsetOutsideLog, Offsets, Record, Stopping
+from sinks.offsets import Batch, BrokenChain, Claim, Fenced, OffsetOutsideLog, Offsets, Record, Released, Stopping
 from tests.topology import until
 
 TP = ("prices", 0)
@@ -91,6 +91,23 @@ async def test_a_batch_of_an_older_claim_is_dropped(pool: Pool) -> None:
     await one.claim(TP, 0, 100)
     with pytest.raises(Fenced):
         await one.apply(batch(old, 0, 0), effect, refuse)
+
+
+async def test_a_claim_given_up_ends_batches_in_hand_and_retries(pool: Pool) -> None:
+    one = worker(pool)
+    claim = await one.claim(TP, 0, 100)
+
+    async def given_up(connection: Connection, records: Sequence[Record]) -> int:
+        one.release()
+        raise ConnectionResetError
+
+    with pytest.raises(Released):
+        await one.apply(batch(claim, 0, 0), given_up, refuse)
+    with pytest.raises(Released):
+        await one.apply(batch(claim, 0, 0), effect, refuse)
+    again = await one.claim(TP, 0, 100)
+    await one.apply(batch(again, 0, 0), effect, refuse)
+    assert await effects(pool) == [0]
 
 
 async def test_records_already_applied_are_skipped(pool: Pool) -> None:

@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from deploy.local.postgres import PostgresServer
+from deploy.local.stack import Stack
 from sinks import corrections
 from streams import topics
 from tests.topology import Event, Topology, run_topology, settings_for, until
@@ -305,6 +306,21 @@ async def test_what_is_held_is_never_issued_again(topology: Topology) -> None:
         await corrections.issue(connection, [("HELD", date(2025, 1, 2))], "requeue")
         await connection.execute("update corrections set held = false where security_id = 'HELD'")
     await healed(topology, "HELD")
+
+
+async def test_a_paused_sink_does_not_hold_up_a_rebalance(topology: Topology) -> None:
+    """It has a window in hand that cannot end; a worker that joins gets its share, and the jobs go on."""
+    await in_flight_and_pending(topology, "SHARED")
+    joining = Stack(
+        topology.settings.model_copy(update={"data_dir": topology.settings.data_dir / "joining"}), roles=["resets"]
+    )
+    await joining.start()
+    try:
+        log = (topology.settings.data_dir / "logs" / "resets.log").read_text()
+        assert "given up for a rebalance; its jobs go on at their cursors" in log
+        await healed(topology, "SHARED")
+    finally:
+        await joining.stop()
 
 
 async def test_the_topics_were_compacted_meanwhile(topology: Topology) -> None:
