@@ -28,7 +28,7 @@ _SERVER_SETTINGS = {
     "tcp_user_timeout": "30000",
 }
 # Nor must a worker that stands still in the middle of a transaction: it holds its partition's offset row.
-_POOL_SETTINGS = {**_SERVER_SETTINGS, "idle_in_transaction_session_timeout": "30000"}
+_POOL_SETTINGS = {**_SERVER_SETTINGS, "idle_in_transaction_session_timeout": "60000"}
 _MIGRATION_LOCK = 0x7469_6465  # "tide"; any constant, shared by all that migrate
 
 TRANSIENT = (

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EMPTY_FETCH_SECONDS = 0.02  # how soon to look again while some partition is held back
-_CLAIM_SECONDS = 60.0
+_CLAIM_SECONDS = 80.0  # longer than a session may stand still in a transaction, shorter than Faust waits for a seek
 
 _inside_fetcher: ContextVar[bool] = ContextVar("_inside_fetcher", default=False)
 

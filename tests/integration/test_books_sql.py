@@ -252,6 +252,23 @@ async def test_a_lost_trigger_is_issued_again_with_growing_patience(engine: Engi
     await assert_right(engine, database)
 
 
+async def test_corrections_that_wait_do_not_make_a_storm_of_repairs(engine: Engine) -> None:
+    """One is overdue after the other, as behind a slow sink: the first repair covers them all."""
+    await engine.take("transactions", [trade("a", "BUY", 10, 100, 1)])
+    await engine.take("business-dates", dates(1, 2))
+    await engine.drain()
+    for value in (90, 91, 92):
+        await engine.take("prices", [price(1, value)])
+    repairs = 0
+    for seq in await engine.pool.fetch("select seq from corrections where reset_at is null order by seq"):
+        await engine.pool.execute(
+            "update corrections set reissue_at = clock_timestamp() where seq = $1 and reissue_count = 0", seq["seq"]
+        )
+        async with engine.pool.acquire() as connection, connection.transaction():
+            repairs += await corrections.reissue(connection, 30)
+    assert repairs == 1
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_any_interleaving_makes_the_oracles_books(database: str, seed: int) -> None:
     chance = random.Random(seed)
