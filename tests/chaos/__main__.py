@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -43,6 +44,7 @@ def main(
 
     The same seed gives the same load and the same choice of faults (not the same interleaving: processes are real).
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything started is ended
     known = Table(table) if table else None
     end = time.monotonic() + 60 * minutes
     reports: list[Report] = []
