@@ -83,7 +83,8 @@ where right_at is null and reset_at is null and not held and reissue_at <= clock
 limit 1000
 """
 
-# The trigger covers all that is open, so that one repair is enough; each row keeps its own backoff.
+# The trigger covers all that is open, so it counts as an attempt for every open row: a stream of corrections that wait
+# for a slow sink does not make a stream of repairs.
 _REISSUE = """
 with open as (
     select security_id, min(earliest_date) as earliest_date, max(seq) as seq
@@ -97,7 +98,6 @@ with open as (
         reissue_at = clock_timestamp() + make_interval(secs => $2 * 2 ^ least(reissue_count, 6))
     from open
     where c.security_id = open.security_id and c.right_at is null and c.reset_at is null and not c.held
-      and c.reissue_at <= clock_timestamp()
 ), triggers as (
     insert into outbox_events (topic, message_key, value)
     select 'reprocessing-triggers', convert_to(security_id, 'UTF8'), convert_to(jsonb_build_object(

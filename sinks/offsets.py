@@ -89,6 +89,10 @@ class Fenced(Exception):  # noqa: N818 - an outcome, not an error
     """Another worker has claimed the partition since; nothing was changed."""
 
 
+class Released(Fenced):
+    """This worker has itself given the claim up, for a rebalance that waits for it; nothing was changed."""
+
+
 class Stopping(Exception):  # noqa: N818
     """The worker is shutting down while a transient error persists; nothing was changed."""
 
@@ -122,22 +126,40 @@ class Offsets:
         """
         row = await self._patiently(lambda c: c.fetchrow(_CLAIM, self._group, *partition, log_start))
         claim = Claim(row["next_offset"], row["epoch"])
-        if not log_start <= claim.next_offset <= log_end:
-            raise OffsetOutsideLog(
-                f"{partition[0]}[{partition[1]}]: the stored offset {claim.next_offset} is outside the log "
-                f"[{log_start}, {log_end}]: records were removed or the topic was recreated. Restore the topic, or "
-                f"set next_offset in tidemark.kafka_offsets (consumer_group '{self._group}') to where it must go on"
-            )
+        self.check(partition, claim.next_offset, log_start, log_end)
         current = self._held.get(partition)
         if current is None or current.epoch < claim.epoch:
             self._held[partition] = claim
         return claim
 
+    def release(self) -> None:
+        """Give up every claim, at the start of a rebalance: batches in hand end at their next step or retry.
+
+        May be called from another thread. The claims that follow the rebalance are new ones.
+        """
+        self._held.clear()
+
+    def claimed(self, batch: Batch) -> Claim:
+        """The claim that the batch was fetched under. Raises Fenced when it is not the newest, Released without any."""
+        held = self._held.get((batch.topic, batch.partition))
+        if held is None:
+            raise Released
+        if held.epoch != batch.epoch:
+            raise Fenced
+        return held
+
+    def check(self, partition: Partition, offset: int, log_start: int, log_end: int) -> None:
+        """Raise OffsetOutsideLog, saying what to do, unless the log can go on at the offset."""
+        if not log_start <= offset <= log_end:
+            raise OffsetOutsideLog(
+                f"{partition[0]}[{partition[1]}]: the stored offset {offset} is outside the log "
+                f"[{log_start}, {log_end}]: records were removed or the topic was recreated. Restore the topic, or "
+                f"set next_offset in tidemark.kafka_offsets (consumer_group '{self._group}') to where it must go on"
+            )
+
     def fresh(self, batch: Batch) -> list[Record]:
         """The records that are not done yet. Raises Fenced and BrokenChain: the batch must follow on what is stored."""
-        held = self._held.get((batch.topic, batch.partition))
-        if held is None or held.epoch != batch.epoch:
-            raise Fenced
+        held = self.claimed(batch)
         if batch.start > held.next_offset:
             raise BrokenChain(
                 f"{batch.topic}[{batch.partition}]: batch starts at {batch.start}, expected {held.next_offset}"
@@ -185,9 +207,7 @@ class Offsets:
         must be safe to repeat (compare-and-swap on state of its own).
         """
         partition = (batch.topic, batch.partition)
-        held = self._held[partition]
-        if held.epoch != batch.epoch:
-            raise Fenced
+        held = self.claimed(batch)
         if next_offset < held.next_offset:
             raise ValueError(f"{batch.topic}[{batch.partition}]: {next_offset} lies before {held.next_offset}")
         wanted = Claim(next_offset, held.epoch)
@@ -211,6 +231,7 @@ class Offsets:
             delay = await self._back_off(delay)
             if outcome is not None and await self._committed(partition, held, wanted):
                 break
+            self.claimed(batch)
         if self._held.get(partition) == held:  # a newer claim may have landed meanwhile
             self._held[partition] = wanted
         return outcome.value

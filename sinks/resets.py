@@ -50,9 +50,10 @@ where job_id = $1 and status = 'PENDING'
 returning 1
 """
 
+# Held ones are no reason to run: a trigger that comes again must not undo a cancel.
 _ADOPT = """
 update corrections set job_id = $4
-where security_id = $1 and seq <= $2 and earliest_date >= $3 and right_at is null and reset_at is null
+where security_id = $1 and seq <= $2 and earliest_date >= $3 and right_at is null and reset_at is null and not held
 returning seq
 """
 
@@ -89,6 +90,7 @@ _LOWER = "update securities set valued_through = least(valued_through, $2) where
 _FINISH = """
 update reprocessing_jobs set status = $2, failure_reason = $3, finished_at = clock_timestamp()
 where job_id = $1 and status in ('PENDING', 'PROCESSING')
+returning 1
 """
 
 _SETTLE_LEDGER = """
@@ -226,8 +228,10 @@ async def reread(connection: Connection, job: OpenJob) -> OpenJob:
 
 
 async def _finish(connection: Connection, job: OpenJob, status: str, reason: str | None) -> None:
-    await connection.execute(_FINISH, job.job_id, status, reason)
-    await connection.execute(_SETTLE_LEDGER, job.security_id, job.seq, job.earliest_impacted_date, status == "COMPLETE")
+    if await connection.fetchval(_FINISH, job.job_id, status, reason):  # repeated, it must not hold what was released
+        await connection.execute(
+            _SETTLE_LEDGER, job.security_id, job.seq, job.earliest_impacted_date, status == "COMPLETE"
+        )
     await connection.execute(_ANNOUNCE, [job.job_id])
 
 

@@ -21,6 +21,7 @@ from sinks.database import Pool, connect_pool, is_transient
 from sinks.offsets import Offsets
 from streams.kafka_clients import ssl_context
 from streams.settings import Settings
+from streams.table_recovery import Tables
 from streams.transport import BatchApp, BatchLimits
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ def _faust_settings(role: str, settings: Settings) -> dict[str, Any]:
         "worker_redirect_stdouts": False,
         "Monitor": _Monitor,
         "Router": _Router,
+        "TableManager": Tables,
     }
 
 

@@ -18,7 +18,7 @@ from sinks import limiter, resets
 from sinks.database import Connection, is_transient
 from sinks.limiter import Reservation
 from sinks.model import Job
-from sinks.offsets import Batch, Fenced, Record, Stopping
+from sinks.offsets import Batch, Fenced, Record, Released, Stopping
 from sinks.resets import JobMoved, OpenJob
 from streams import health, metrics, topics
 from streams.app import App
@@ -42,6 +42,10 @@ async def reset_watermarks(batches: AsyncIterable[Batch]) -> None:
     async for batch in batches:
         try:
             await Window(batch).work()
+        except Released:
+            logger.info(
+                "%s[%d]: given up for a rebalance; its jobs go on at their cursors", batch.topic, batch.partition
+            )
         except Fenced:
             metrics.FENCED.labels(topics.JOBS).inc()
             logger.warning("%s[%d]: fenced; its jobs go on elsewhere", batch.topic, batch.partition)
@@ -60,7 +64,7 @@ class Window:
         self._unfinished: dict[int, int] = {}  # job_id: offset of its last record
 
     async def work(self) -> None:
-        """Until every job has ended."""
+        """Until every job has ended. Raises Stopping at shutdown, and Released at a rebalance, which would wait."""
         jobs = self._read(app.offsets.fresh(self._batch))
         turns: deque[OpenJob] = deque()
         if jobs:
@@ -95,7 +99,7 @@ class Window:
 
     async def _advance(self, job: OpenJob) -> OpenJob:
         """One chunk under the rate limit. Fails the job after some attempts that no retry could help."""
-        reserved = await _reserve(min(app.settings.reset_chunk_rows, max(1, job.keys_left)))
+        reserved = await _reserve(self._batch, min(app.settings.reset_chunk_rows, max(1, job.keys_left)))
         scan = reserved.rows if job.keys_left > reserved.rows else app.settings.reset_chunk_rows
         try:
             chunk = await self._step(lambda c: resets.reset_chunk(c, job, scan))
@@ -124,9 +128,10 @@ async def _nothing(connection: Connection) -> None:
     """The offset alone."""
 
 
-async def _reserve(rows: int) -> Reservation:
-    """Wait for the limit. Raises Stopping."""
+async def _reserve(batch: Batch, rows: int) -> Reservation:
+    """Wait for the limit. Raises Stopping at shutdown, Released and Fenced when the batch is no longer ours."""
     while True:
+        app.offsets.claimed(batch)
         if app.should_stop:
             raise Stopping
         try:

@@ -29,12 +29,15 @@ class AuditResult:
 
 
 async def audit_books(
-    dsn: str, method: Method, on_progress: Callable[[int, int], None] = lambda done, total: None
+    dsn: str,
+    method: Method,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    choose: Callable[[list[str]], list[str]] = lambda securities: securities,
 ) -> AuditResult:
     """Recompute the books security by security and list every difference (contract, Commands).
 
     Reads one moment of the database, so it may run while records flow. on_progress gets the securities done
-    and how many there are.
+    and how many there are; choose picks those to audit.
     """
     result = AuditResult(method)
     async with open_books(dsn) as reader:
@@ -42,7 +45,7 @@ async def audit_books(
         result.latest = calendar[-1] if calendar else None
         waiting = await reader.dirty_keys()
         result.waiting = sorted(waiting)
-        securities = await reader.securities()
+        securities = choose(await reader.securities())
         for done, security in enumerate(securities):
             on_progress(done, len(securities))
             _audit_security(result, await reader.security(security), calendar, waiting)

@@ -6,14 +6,14 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from sinks import calendar, positions, resets
+from sinks import calendar, corrections, positions, resets
 from sinks.database import connect
 from sinks.model import Job
 from sinks.valuation import Pass
@@ -225,9 +225,43 @@ async def test_jobs_come_twice_and_statuses_heal(engine: Engine) -> None:
     assert [event["status"] for _, event in engine.published] == ["COMPLETE", "COMPLETE"]
 
 
-async def test_a_lost_trigger_is_issued_again_with_growing_patience(engine: Engine, database: str) -> None:
-    from sinks import corrections
+async def test_steps_of_a_job_may_be_repeated_after_a_commit_in_doubt(engine: Engine, database: str) -> None:
+    """The offset does not move with them, so it cannot tell whether they were committed: they must tell themselves."""
+    await engine.take("transactions", [trade(f"t{n}", "BUY", 10, 100, 1, f"P{n}") for n in range(4)])
+    await engine.take("business-dates", dates(1, 2))
+    await engine.drain()
+    await engine.take("prices", [price(1, 90)])
+    await engine.relay()
+    job = engine.jobs.popleft()
+    async with engine.pool.acquire() as connection:
 
+        async def twice(step: Callable[[], Awaitable[Any]]) -> tuple[Any, Any]:
+            outcomes = []
+            for _ in range(2):
+                try:
+                    async with connection.transaction():
+                        outcomes.append(await step())
+                except resets.JobMoved:
+                    outcomes.append(resets.JobMoved)
+            return outcomes[0], outcomes[1]
+
+        ((opened,), (again,)) = await twice(lambda: resets.open_jobs(connection, [job]))
+        assert opened == again
+        chunk, repeated = await twice(lambda: resets.reset_chunk(connection, opened, 2))
+        assert (chunk.keys_reset, repeated) == (2, resets.JobMoved)
+        last, repeated = await twice(lambda: resets.reset_chunk(connection, chunk.job, 100))
+        assert (last.keys_reset, last.job.status, repeated) == (2, "COMPLETE", resets.JobMoved)
+        assert await connection.fetchval("select keys_done from reprocessing_jobs") == 4
+        await engine.take("prices", [price(2, 80)])
+        await engine.relay()
+        (failing,) = await resets.open_jobs(connection, [engine.jobs.popleft()])
+        await resets.fail(connection, failing, "reason")
+        await connection.execute("update corrections set held = false")  # released meanwhile
+        await resets.fail(connection, failing, "reason")
+        assert not await connection.fetchval("select bool_or(held) from corrections")
+
+
+async def test_a_lost_trigger_is_issued_again_with_growing_patience(engine: Engine, database: str) -> None:
     await engine.take("transactions", [trade("a", "BUY", 10, 100, 1)])
     await engine.take("business-dates", dates(1, 2))
     await engine.drain()
@@ -247,6 +281,23 @@ async def test_a_lost_trigger_is_issued_again_with_growing_patience(engine: Engi
     assert 50 < patience < 60
     await engine.drain()
     await assert_right(engine, database)
+
+
+async def test_corrections_that_wait_do_not_make_a_storm_of_repairs(engine: Engine) -> None:
+    """One is overdue after the other, as behind a slow sink: the first repair covers them all."""
+    await engine.take("transactions", [trade("a", "BUY", 10, 100, 1)])
+    await engine.take("business-dates", dates(1, 2))
+    await engine.drain()
+    for value in (90, 91, 92):
+        await engine.take("prices", [price(1, value)])
+    repairs = 0
+    for seq in await engine.pool.fetch("select seq from corrections where reset_at is null order by seq"):
+        await engine.pool.execute(
+            "update corrections set reissue_at = clock_timestamp() where seq = $1 and reissue_count = 0", seq["seq"]
+        )
+        async with engine.pool.acquire() as connection, connection.transaction():
+            repairs += await corrections.reissue(connection, 30)
+    assert repairs == 1
 
 
 @pytest.mark.parametrize("seed", range(6))
