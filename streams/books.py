@@ -71,18 +71,19 @@ async def watch() -> None:
     """Gauges that only Postgres knows."""
     pool = await app.pool()
 
-    async def read() -> tuple[Gauges, tuple[int, float]]:
+    async def read() -> tuple[Gauges, outbox.Backlog]:
         async with pool.acquire() as connection:
             return await read_gauges(connection), await outbox.backlog(connection)
 
     while not app.should_stop:
         if found := await _persist(read):
-            gauges, (pending, age) = found
+            gauges, backlog = found
             metrics.TRIGGERS_PENDING.set(gauges.triggers_pending)
             metrics.ACTIVE_KEYS.set(gauges.active_keys)
             metrics.SCHEDULER_GAP_DAYS.set(gauges.gap_days)
-            metrics.OUTBOX_PENDING.set(pending)
-            metrics.OUTBOX_AGE.set(age)
+            metrics.OUTBOX_PENDING.set(backlog.pending)
+            metrics.OUTBOX_HELD.set(backlog.held)
+            metrics.OUTBOX_AGE.set(backlog.oldest_seconds)
         await asyncio.sleep(_GAUGE_SECONDS)
 
 
