@@ -27,6 +27,7 @@ TRANSIENT = (
     asyncpg.ReadOnlySQLTransactionError,  # a failover left us on a replica
     asyncpg.LockNotAvailableError,
     asyncpg.InterfaceError,  # the client's side of a lost connection
+    asyncpg.InternalClientError,  # the same, when the server ended the session just before a statement
     ConnectionError,
     TimeoutError,
     OSError,

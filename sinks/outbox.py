@@ -75,6 +75,19 @@ _ADVANCE = """
 update outbox_events set replay = jsonb_set(replay, '{next}', to_jsonb($2::int)) where id = $1
 """
 
+# Nobody can use what was appended to an epoch whose replay is cut short: up to the next epoch's marker it goes as well.
+_ABANDON = """
+with marker as (
+    select id from outbox_events
+    where id > $1 and case when topic = $2 and message_key = $3
+                           then convert_from(value, 'UTF8')::json ->> 'sequence' = '0' end
+    order by id
+    limit 1
+)
+delete from outbox_events o using marker
+where o.id >= $1 and o.id < marker.id and o.topic = $2 and o.message_key = $3
+"""
+
 # The relay that has said nothing for too long is stopped or cut off; it can do no harm once its session is gone.
 _END_SILENT_LEADER = """
 select pg_terminate_backend(a.pid)
@@ -154,7 +167,6 @@ async def read(connection: Connection, rows: int, size: int) -> list[OutboxEvent
 
 async def _messages(connection: Connection, rows: Sequence[asyncpg.Record]) -> list[OutboxEvent]:
     events: list[OutboxEvent] = []
-    over: list[int] = []
     for row in rows:
         id_, topic, key, headers = row["id"], row["topic"], row["message_key"], json.loads(row["headers"])
         if row["replay"] is None:
@@ -163,14 +175,12 @@ async def _messages(connection: Connection, rows: Sequence[asyncpg.Record]) -> l
         waiting = msgspec.json.decode(row["replay"], type=Replay)
         piece = await replay.expand(connection, waiting, _REPLAYED_AT_ONCE)
         if piece is None:
-            over.append(id_)
+            await connection.execute(_ABANDON, id_, topic, key)
         else:
             events += [
                 OutboxEvent(event_id, topic, key, value, headers, id_, waiting, sequence)
                 for event_id, sequence, value in piece
             ]
-    if over:
-        await _delete(connection, over)
     return events
 
 
