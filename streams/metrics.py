@@ -18,6 +18,7 @@ KEYS_RESET = Counter("reprocessing_keys_reset", "Keys whose watermark a job has 
 KEYS_VALUED = Counter("valuation_keys", "Keys valued")
 SNAPSHOTS_WRITTEN = Counter("valuation_snapshots_written", "Snapshots inserted, changed or removed")
 OUTBOX_PUBLISHED = Counter("outbox_events_published", "Events acknowledged by the broker")
+ROWS_RETIRED = Counter("retention_rows_removed", "Superseded history and finished jobs removed by age")
 TRIGGER_EVENTS = Counter("trigger_events", "Events taken by the trigger agent", ["kind"])
 
 TRIGGERS_PENDING = Gauge("instrument_reprocessing_triggers_pending", "Securities with corrections not yet reset")

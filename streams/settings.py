@@ -50,6 +50,12 @@ class Settings(BaseSettings):
     repair_after_seconds: Annotated[float, Field(gt=0)] = Field(
         30, description="a correction without a live job for so long is issued again"
     )
+    retain_superseded_history_days: Annotated[float, Field(ge=0)] = Field(
+        0, description="superseded history is removed after so long; 0: never"
+    )
+    retain_finished_jobs_days: Annotated[float, Field(ge=0)] = Field(
+        30, description="finished jobs whose corrections are right are removed after so long; 0: never"
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN")
     sasl_username: str | None = None
