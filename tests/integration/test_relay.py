@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -20,12 +22,13 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from deploy.examples.cash_flows import CashFlows, follow
 from deploy.local.ports import Ports
+from deploy.local.stack import Stack
 from sinks import outbox
 from sinks.database import connect, connect_pool
 from streams.relay import Relay
 from streams.settings import Settings, load_named
 from streams.topics import ensure_topics
-from tests import scenarios
+from tests import processed, scenarios
 from tests.topology import run_topology
 
 TOPIC = "transactions-processed"
@@ -265,3 +268,36 @@ async def test_the_example_keeps_right_totals_through_corrections(
         assert len(wanted) == len(expected.history)
         assert max(epoch for epoch, _, _ in wanted.values()) > 5
         assert json.dumps(sorted(wanted)) == json.dumps(sorted(expected.history))
+
+
+async def test_a_consumer_from_any_offset_has_the_live_transactions_under_faults(
+    kafka: str, empty_database: str, folder: Path
+) -> None:
+    """Two `books` workers, one of which is killed again and again, and leaders whose sessions are ended."""
+    chance = random.Random(7)
+    events = scenarios.generate(21, events=1_000)
+    async with run_topology(kafka, empty_database, folder, replay_rows=5) as topology:
+        spare = Stack(topology.settings.model_copy(update={"data_dir": folder / "spare-books"}), roles=["books"])
+        await spare.start()
+        killed = ended = 0
+        try:
+            for first in range(0, len(events), 80):
+                await topology.send(events[first : first + 80])
+                pid = spare.workers["books"].pid
+                if chance.random() < 0.4 and pid:
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+                else:
+                    ended += await topology.pool.fetchval(
+                        "select count(pg_terminate_backend(pid)) from pg_locks where locktype = 'advisory' and granted"
+                        f" and objid = {outbox._LEADER_LOCK}"
+                        " and database = (select oid from pg_database where datname = current_database())"
+                    )
+                await asyncio.sleep(chance.random())
+            await topology.settle()
+            assert min(killed, ended) > 2
+            wrong, compared = await processed.check(topology.settings, topology.pool, chance)
+            assert wrong == []
+            assert compared > 100
+        finally:
+            await spare.stop()
