@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import asyncpg
 import msgspec
@@ -83,9 +83,12 @@ with marker as (
                            then convert_from(value, 'UTF8')::json ->> 'sequence' = '0' end
     order by id
     limit 1
+), dropped as (
+    delete from outbox_events
+    where id >= $1 and id < coalesce((select id from marker), $1 + 1) and topic = $2 and message_key = $3
+    returning 1
 )
-delete from outbox_events o using marker
-where o.id >= $1 and o.id < marker.id and o.topic = $2 and o.message_key = $3
+select count(*) from dropped
 """
 
 # The relay that has said nothing for too long is stopped or cut off; it can do no harm once its session is gone.
@@ -113,6 +116,14 @@ class OutboxEvent:
     row: int
     replay: Replay | None = None
     sequence: int = 0
+
+
+@dataclass(slots=True)
+class Window:
+    """Messages to publish next, per key in their order; and how many were dropped because their epoch is over."""
+
+    events: list[OutboxEvent] = field(default_factory=list)
+    outdated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +160,8 @@ def _headers(letter: DeadLetter) -> dict[str, str]:
     return headers
 
 
-async def read(connection: Connection, rows: int, size: int) -> list[OutboxEvent]:
-    """The oldest messages that may be published now, from about so many rows and bytes; per key in their order.
+async def read(connection: Connection, rows: int, size: int) -> Window:
+    """The oldest messages that may be published now, from about so many rows and bytes.
 
     Replays are expanded, a piece at a time; one whose epoch is over is dropped. Rows of blocked keys are held.
     """
@@ -160,28 +171,29 @@ async def read(connection: Connection, rows: int, size: int) -> list[OutboxEvent
             await connection.execute(
                 "update outbox_events set held_at = clock_timestamp() where id = any($1::bigint[])", blocked
             )
-        events = await _messages(connection, [row for row in found if not row["blocked"]])
-        if events or not found:
-            return events
+        window = await _expanded(connection, [row for row in found if not row["blocked"]])
+        if window.events or window.outdated or not found:
+            return window
 
 
-async def _messages(connection: Connection, rows: Sequence[asyncpg.Record]) -> list[OutboxEvent]:
-    events: list[OutboxEvent] = []
+async def _expanded(connection: Connection, rows: Sequence[asyncpg.Record]) -> Window:
+    window = Window()
     for row in rows:
         id_, topic, key, headers = row["id"], row["topic"], row["message_key"], json.loads(row["headers"])
         if row["replay"] is None:
-            events.append(OutboxEvent(id_, topic, key, row["value"], headers, id_))
+            window.events.append(OutboxEvent(id_, topic, key, row["value"], headers, id_))
             continue
         waiting = msgspec.json.decode(row["replay"], type=Replay)
         piece = await replay.expand(connection, waiting, _REPLAYED_AT_ONCE)
         if piece is None:
-            await connection.execute(_ABANDON, id_, topic, key)
-        else:
-            events += [
-                OutboxEvent(event_id, topic, key, value, headers, id_, waiting, sequence)
-                for event_id, sequence, value in piece
-            ]
-    return events
+            appended = await connection.fetchval(_ABANDON, id_, topic, key) - 1
+            window.outdated += waiting.last - waiting.next + 1 + appended
+            continue
+        window.events += [
+            OutboxEvent(event_id, topic, key, value, headers, id_, waiting, sequence)
+            for event_id, sequence, value in piece
+        ]
+    return window
 
 
 async def acknowledge(connection: Connection, events: Sequence[OutboxEvent]) -> None:
@@ -211,12 +223,14 @@ async def held_keys(connection: Connection) -> list[tuple[str, bytes | None, int
     return [tuple(row) for row in await connection.fetch(_HELD_KEYS)]
 
 
-async def read_held(connection: Connection, held: tuple[str, bytes | None, int], rows: int) -> list[OutboxEvent]:
+async def read_held(connection: Connection, held: tuple[str, bytes | None, int], rows: int) -> Window:
     """The first messages of a key that is held back, up to the end of a replay among them."""
-    found = await connection.fetch(_READ_HELD, *held, rows)
-    first = next((place for place, row in enumerate(found) if row["replay"]), len(found))
-    events = await _messages(connection, found[: first + 1])
-    return events if events or not found else await read_held(connection, held, rows)
+    while True:
+        found = await connection.fetch(_READ_HELD, *held, rows)
+        first = next((place for place, row in enumerate(found) if row["replay"]), len(found))
+        window = await _expanded(connection, found[: first + 1])
+        if window.events or not found:
+            return window
 
 
 async def backlog(connection: Connection) -> Backlog:

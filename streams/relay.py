@@ -186,8 +186,9 @@ class Relay:
                 self._work.clear()
                 if time.monotonic() >= self._retry_at:
                     await self._retry_held(publisher, connection)
-                events = await outbox.read(connection, _ROWS, _BYTES)
-                if not await self._publish(publisher, connection, events):
+                async with asyncio.timeout(self._silent_seconds):  # a cut connection says nothing for hours
+                    busy = await self._round(publisher, connection)
+                if not busy:
                     await self._wait()
         finally:
             await publisher.stop()
@@ -204,23 +205,23 @@ class Relay:
         except TimeoutError:
             pass
 
-    async def _publish(self, publisher: Publisher, connection: Connection, events: Sequence[OutboxEvent]) -> bool:
-        """Publish and remove; whether anything came of it."""
-        if not events:
-            return False
-        done = await publisher.publish(events)
+    async def _round(self, publisher: Publisher, connection: Connection) -> bool:
+        """Publish the oldest that waits and remove what is acked; whether anything came of it."""
+        window = await outbox.read(connection, _ROWS, _BYTES)
+        metrics.EPOCH_MISMATCH.inc(window.outdated)
+        done = await publisher.publish(window.events)
         await outbox.acknowledge(connection, done.acked)
         for event, reason in done.refused:
             logger.error("event %d to %s cannot be published (%s); its key is held back", event.id, event.topic, reason)
             await outbox.hold(connection, event, reason)
         metrics.OUTBOX_PUBLISHED.inc(len(done.acked))
-        return bool(done.acked or done.refused)
+        return bool(done.acked or done.refused or window.outdated)
 
     async def _retry_held(self, publisher: Publisher, connection: Connection) -> None:
         """Try each key that is held back from its first row on; one that goes through is held no longer."""
         self._retry_at = time.monotonic() + _RETRY_HELD_SECONDS
         for held in await outbox.held_keys(connection):
-            while events := await outbox.read_held(connection, held, _ROWS):
+            while events := (await outbox.read_held(connection, held, _ROWS)).events:
                 done = await publisher.publish(events)
                 await outbox.acknowledge(connection, done.acked)
                 metrics.OUTBOX_PUBLISHED.inc(len(done.acked))

@@ -56,7 +56,7 @@ class Engine:
     async def relay(self) -> int:
         """Pass on what waits in the outbox; the trigger agent hears it at once."""
         async with self.pool.acquire() as connection:
-            events = await outbox.read(connection, 100_000, 2**30)
+            events = (await outbox.read(connection, 100_000, 2**30)).events
             for event in events:
                 assert event.value is not None
                 self._hear(event.topic, json.loads(event.value), event.value)
