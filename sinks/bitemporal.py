@@ -11,7 +11,7 @@ from datetime import date, datetime
 
 import asyncpg
 
-from sinks.database import Connection, DatabaseError, connect
+from sinks.database import Connection, DatabaseError, open_connection
 
 _HISTORY_COLUMNS = (
     "sequence, transaction_id, position_date, epoch, quantity, cost_basis, realized_gain_loss, recorded_at, "
@@ -62,15 +62,6 @@ class History:
 
 @asynccontextmanager
 async def open_history(dsn: str, portfolio_id: str, security_id: str) -> AsyncIterator[History]:
-    """The key's history. Raises DatabaseError when the database cannot be reached or has no schema."""
-    try:
-        connection = await connect(dsn)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
-    try:
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
-            yield History(connection, portfolio_id, security_id)
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError) as error:
-        raise DatabaseError("the database has no history of this version yet: run `tidemark migrate`") from error
-    finally:
-        await connection.close()
+    """The key's history, as one moment of the database has it. Raises DatabaseError."""
+    async with open_connection(dsn) as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+        yield History(connection, portfolio_id, security_id)

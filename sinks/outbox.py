@@ -246,6 +246,23 @@ async def backlog(connection: Connection) -> Backlog:
     return Backlog(row["pending"], row["held"], row["age"])
 
 
+async def refused(connection: Connection) -> list[dict[str, object]]:
+    """The messages that cannot be published and hold their keys back, the oldest first."""
+    rows = await connection.fetch(
+        """
+        select id, topic, encode(message_key, 'escape') as message_key, octet_length(value) as bytes, held_at,
+               failure_reason
+        from outbox_events where failure_reason is not null order by id
+        """
+    )
+    return [dict(row) for row in rows]
+
+
+async def ask_to_retry(connection: Connection) -> None:
+    """Have the relay try at once what is held back."""
+    await connection.execute(f"notify {CHANNEL}, '{RETRY}'")
+
+
 async def wake(pool: Pool) -> None:
     """Tell the relay that events wait. A hint only, in a transaction of its own: NOTIFY serialises commits."""
     async with pool.acquire() as connection:

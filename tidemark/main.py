@@ -14,7 +14,7 @@ from deploy.local.errors import StackError
 from sinks import database
 from streams.settings import Settings, SettingsError, load
 from streams.topics import TopicError
-from tidemark.commands import audit, demo, history, produce, stack, worker
+from tidemark.commands import audit, demo, history, outbox, produce, stack, worker
 
 
 class _OneLineErrors(click.Group):
@@ -72,5 +72,6 @@ for command in [
     *produce.COMMANDS,
     *audit.COMMANDS,
     *history.COMMANDS,
+    *outbox.COMMANDS,
 ]:
     main.add_command(command)

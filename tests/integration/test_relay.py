@@ -19,6 +19,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from click.testing import CliRunner
 
 from deploy.examples.cash_flows import CashFlows, follow
 from deploy.local.ports import Ports
@@ -30,6 +31,7 @@ from streams.settings import Settings, load_named
 from streams.topics import ensure_topics
 from tests import processed, scenarios
 from tests.topology import run_topology
+from tidemark.main import main
 
 TOPIC = "transactions-processed"
 _SECONDS = 60.0
@@ -176,7 +178,9 @@ async def test_a_row_that_cannot_be_published_holds_back_its_key_alone(
         assert (backlog.pending, backlog.held) == (1 + len(behind), 1 + len(behind))
         assert "its key is held back" in caplog.text
         await _set_topic(settings, "max.message.bytes", "4000000")
-        await pool.execute("select pg_notify($1, $2)", outbox.CHANNEL, outbox.RETRY)
+        environment = {"TIDEMARK_DATABASE_URL": settings.dsn, "TIDEMARK_BROKER_URL": settings.broker}
+        shown = await asyncio.to_thread(CliRunner(env=environment).invoke, main, ["outbox", "--retry", "--json"])
+        assert [row["id"] for row in json.loads(shown.output)["refused"]] == poison
         await until(lambda: _empty(pool))
     assert unpassed((await published(settings))[b"BAD"]) == before + poison + behind
 
