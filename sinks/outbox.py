@@ -6,6 +6,7 @@ its key are held behind it as soon as they are read, so that no read passes over
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ CHANNEL = "tidemark_outbox"
 RETRY = "retry"
 """Payload of a notification on CHANNEL that asks the relay to try held rows at once."""
 _LEADER_LOCK = 0x6F75_7462  # "outb"; one relay at a time keeps the order per key
-_LOCK_WAIT = "1s"  # a session that waits for ever holds its snapshot, and with it the whole database's vacuum
+_SUCCESSION_SECONDS = 0.2  # how soon a leader is succeeded
 _LARGEST_DEAD_LETTER = 900_000  # bytes; with headers well below the broker's limit of 1 MiB
 _REPLAYED_AT_ONCE = 5_000
 
@@ -273,20 +274,17 @@ async def wake(pool: Pool) -> None:
 async def leadership(dsn: str, stopping: Callable[[], bool], silent_seconds: float) -> AsyncIterator[Connection | None]:
     """A connection that holds the relay's leadership while open; None when stopping came first.
 
-    Waits in line: the next takes over the moment the leader's session ends. A leader whose session has been silent
-    for `silent_seconds` is frozen or cut off, and its session is ended.
+    Asks often and does not wait for the lock: a session that waits holds its snapshot, and with it the whole database's
+    vacuum. A leader whose session has been silent for `silent_seconds` is frozen or cut off, and its session is ended.
     """
     connection = await connect(dsn)
     try:
-        await connection.execute(f"set lock_timeout = '{_LOCK_WAIT}'")
         leads = False
         while not (leads or stopping()):
-            try:
-                await connection.execute("select pg_advisory_lock($1)", _LEADER_LOCK)
-                leads = True
-            except asyncpg.LockNotAvailableError:
+            leads = await connection.fetchval("select pg_try_advisory_lock($1)", _LEADER_LOCK)
+            if not leads:
                 await connection.execute(_END_SILENT_LEADER, _LEADER_LOCK, silent_seconds)
-        await connection.execute("reset lock_timeout")
+                await asyncio.sleep(_SUCCESSION_SECONDS)
         yield connection if leads else None
     finally:
         connection.terminate() if connection.is_closed() else await connection.close(timeout=5)

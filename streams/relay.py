@@ -1,6 +1,6 @@
 """The outbox relay: publishes what waits in Postgres, in order per message key, and deletes what the broker acked.
 
-One relay leads, others wait in line for its session to end. Delivery is at least once: a crash between ack and delete
+One relay leads, others stand by for its session to end. Delivery is at least once: a crash between ack and delete
 publishes again, under the same event_id. A relay that has lost its session without knowing may still publish what it
 has read, in order, while the next leader publishes the same rows: so a consumer that ignores, per key, every id that
 it has passed sees each message once and in order.
