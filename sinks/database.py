@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -41,6 +43,7 @@ TRANSIENT = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidCachedStatementError,  # the schema was upgraded meanwhile
     asyncpg.TargetServerAttributeNotMatched,  # several hosts, and none of them is the primary now
+    asyncpg.InternalClientError,  # the server ended the session just before a statement
     ConnectionError,
     TimeoutError,
     OSError,
@@ -61,6 +64,21 @@ def is_transient(error: BaseException) -> bool:
 async def connect(dsn: str) -> Connection:
     """One connection with Tidemark's session settings."""
     return await asyncpg.connect(dsn, server_settings=_SERVER_SETTINGS, timeout=10)
+
+
+@asynccontextmanager
+async def open_connection(dsn: str) -> AsyncIterator[Connection]:
+    """A connection for a command. Raises DatabaseError when there is no database, or it lacks this version's schema."""
+    try:
+        connection = await connect(dsn)
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
+    try:
+        yield connection
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedColumnError) as error:
+        raise DatabaseError("the database is older than this program: run `tidemark migrate`") from error
+    finally:
+        await connection.close()
 
 
 async def connect_pool(dsn: str, *, size: int = 4) -> Pool:

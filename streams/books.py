@@ -1,4 +1,4 @@
-"""Role `books`: the valuation loop, the outbox relay and the repair of corrections that lost their job."""
+"""Role `books`: the valuation loop, the outbox relay, the repair of corrections that lost their job, and retention."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterable, Awaitable, Callable
+from datetime import timedelta
 from typing import TypeVar
 
-from sinks import corrections, outbox
+from sinks import corrections, outbox, retention
 from sinks.database import is_transient
 from sinks.monitor import Gauges, read_gauges
 from sinks.valuation import Valuation
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.1  # the poll is the truth; status events only shorten the wait
 _REPAIR_SECONDS = 5.0
 _GAUGE_SECONDS = 5.0
+_RETENTION_SECONDS = 60.0
+_RETENTION_PAUSE_SECONDS = 0.05  # between two steps
 
 app = App("books", load())
 health.add_pages(app)
@@ -71,19 +74,42 @@ async def watch() -> None:
     """Gauges that only Postgres knows."""
     pool = await app.pool()
 
-    async def read() -> tuple[Gauges, tuple[int, float]]:
+    async def read() -> tuple[Gauges, outbox.Backlog]:
         async with pool.acquire() as connection:
             return await read_gauges(connection), await outbox.backlog(connection)
 
     while not app.should_stop:
         if found := await _persist(read):
-            gauges, (pending, age) = found
+            gauges, backlog = found
             metrics.TRIGGERS_PENDING.set(gauges.triggers_pending)
             metrics.ACTIVE_KEYS.set(gauges.active_keys)
             metrics.SCHEDULER_GAP_DAYS.set(gauges.gap_days)
-            metrics.OUTBOX_PENDING.set(pending)
-            metrics.OUTBOX_AGE.set(age)
+            metrics.OUTBOX_PENDING.set(backlog.pending)
+            metrics.OUTBOX_HELD.set(backlog.held)
+            metrics.OUTBOX_AGE.set(backlog.oldest_seconds)
         await asyncio.sleep(_GAUGE_SECONDS)
+
+
+async def retain() -> None:
+    """Remove what is older than the settings say, in small steps."""
+    pool = await app.pool()
+    steps = [
+        (purge, timedelta(days=days))
+        for purge, days in (
+            (retention.purge_history, app.settings.retain_superseded_history_days),
+            (retention.purge_jobs, app.settings.retain_finished_jobs_days),
+        )
+        if days
+    ]
+
+    async def step() -> int:
+        async with pool.acquire() as connection:
+            return sum([await purge(connection, age) for purge, age in steps])
+
+    while not app.should_stop:
+        removed = await _persist(step)
+        metrics.ROWS_RETIRED.inc(removed or 0)
+        await asyncio.sleep(_RETENTION_PAUSE_SECONDS if removed else _RETENTION_SECONDS)
 
 
 async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
@@ -101,4 +127,5 @@ async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
 app.forever(value_dirty_keys)
 app.forever(reissue_corrections)
 app.forever(watch)
+app.forever(retain)
 app.forever(Relay(app.settings, lambda: app.should_stop).run)

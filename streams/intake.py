@@ -32,7 +32,7 @@ async def store_prices(connection: Connection, numbered: Sequence[tuple[int, Pri
 
 async def book_transactions(connection: Connection, numbered: Sequence[tuple[int, Transaction]]) -> Applied:
     """Book transactions into their keys' histories; late ones rebuild the history under a new epoch."""
-    outcome = await positions.apply(connection, numbered, app.settings.cost_basis_method)
+    outcome = await positions.apply(connection, numbered, app.settings.cost_basis_method, app.settings.replay_rows)
     return Applied(ignored=outcome.ignored, conflicts=outcome.conflicts, epochs_bumped=outcome.rebuilt)
 
 

@@ -18,12 +18,14 @@ KEYS_RESET = Counter("reprocessing_keys_reset", "Keys whose watermark a job has 
 KEYS_VALUED = Counter("valuation_keys", "Keys valued")
 SNAPSHOTS_WRITTEN = Counter("valuation_snapshots_written", "Snapshots inserted, changed or removed")
 OUTBOX_PUBLISHED = Counter("outbox_events_published", "Events acknowledged by the broker")
+ROWS_RETIRED = Counter("retention_rows_removed", "Superseded history and finished jobs removed by age")
 TRIGGER_EVENTS = Counter("trigger_events", "Events taken by the trigger agent", ["kind"])
 
 TRIGGERS_PENDING = Gauge("instrument_reprocessing_triggers_pending", "Securities with corrections not yet reset")
 ACTIVE_KEYS = Gauge("reprocessing_active_keys_total", "Keys in status REPROCESSING")
 SCHEDULER_GAP_DAYS = Gauge("scheduler_gap_days", "Days from the oldest watermark to the latest closed business date")
 OUTBOX_PENDING = Gauge("outbox_events_pending", "Events that wait to be published")
+OUTBOX_HELD = Gauge("outbox_events_held", "Events held back behind one that cannot be published, and those themselves")
 OUTBOX_AGE = Gauge("outbox_oldest_age_seconds", "Age of the oldest event that waits")
 LAG = Gauge("kafka_consumergroup_lag", "Records behind the log's end", ["consumergroup", "topic", "partition"])
 LAG_SECONDS = Gauge(

@@ -43,9 +43,18 @@ class Settings(BaseSettings):
     reset_chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(2_000, description="keys a reset locks at once")
     valuation_keys: Annotated[int, Field(ge=1, le=100_000)] = Field(2_000, description="keys one valuation claims")
     batch_records: Annotated[int, Field(ge=1, le=100_000)] = Field(5_000, description="records in one sink transaction")
+    replay_rows: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        10_000, description="replayed transactions one sink transaction queues itself; longer replays the relay expands"
+    )
     session_timeout_seconds: Annotated[float, Field(ge=1, le=300)] = Field(15, description="Kafka group session")
     repair_after_seconds: Annotated[float, Field(gt=0)] = Field(
         30, description="a correction without a live job for so long is issued again"
+    )
+    retain_superseded_history_days: Annotated[float, Field(ge=0)] = Field(
+        0, description="superseded history is removed after so long; 0: never"
+    )
+    retain_finished_jobs_days: Annotated[float, Field(ge=0)] = Field(
+        30, description="finished jobs whose corrections are right are removed after so long; 0: never"
     )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN")

@@ -14,7 +14,7 @@ from deploy.local.errors import StackError
 from sinks import database
 from streams.settings import Settings, SettingsError, load
 from streams.topics import TopicError
-from tidemark.commands import audit, demo, produce, restore, stack, worker
+from tidemark.commands import audit, demo, history, outbox, produce, restore, stack, worker
 
 
 class _OneLineErrors(click.Group):
@@ -65,12 +65,6 @@ def _shown(current: Settings, name: str) -> Any:
     return value if value is None or isinstance(value, int | float) else str(value)
 
 
-for command in [
-    *stack.COMMANDS,
-    *demo.COMMANDS,
-    *worker.COMMANDS,
-    *produce.COMMANDS,
-    *audit.COMMANDS,
-    *restore.COMMANDS,
-]:
-    main.add_command(command)
+for module in (stack, demo, worker, produce, audit, history, outbox, restore):
+    for command in module.COMMANDS:
+        main.add_command(command)
