@@ -47,10 +47,14 @@ async def connect(dsn: str) -> Connection:
     return await asyncpg.connect(dsn, server_settings=_SERVER_SETTINGS, timeout=10)
 
 
-async def connect_pool(dsn: str, *, size: int = 4) -> Pool:
-    """A pool of connections with Tidemark's session settings; opens lazily, so a database that is down is no error."""
+async def connect_pool(dsn: str, *, size: int = 4, name: str = "tidemark") -> Pool:
+    """A pool of connections with Tidemark's session settings; opens lazily, so a database that is down is no error.
+
+    name: what pg_stat_activity shows.
+    """
+    settings = {**_SERVER_SETTINGS, "application_name": name}
     return await asyncpg.create_pool(
-        dsn, min_size=0, max_size=size, server_settings=_SERVER_SETTINGS, timeout=10, command_timeout=None
+        dsn, min_size=0, max_size=size, server_settings=settings, timeout=10, command_timeout=None
     )
 
 

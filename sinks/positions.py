@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-from sinks import booking, calendar, corrections, costing, transactions
+from sinks import booking, calendar, corrections, costing, holders, transactions
 from sinks.booking import Booking, Key, KeyState, Tail, Touch
 from sinks.database import Connection
 from sinks.model import CostBasisMethod, Transaction
@@ -127,6 +127,7 @@ async def apply(
     bookings = await _book(connection, touches, before, method)
     await _write_history(connection, bookings)
     await _publish(connection, bookings)
+    await holders.mark_closed(connection, bookings)
     await _move(connection, bookings, before)
     for booked in bookings:
         if booked.rebuilt_from is None:

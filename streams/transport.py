@@ -11,7 +11,8 @@ This overrides internals of faust-streaming 0.15.3 (pinned exactly). What each o
   delivered between seek and resume would be dropped from the queues although the read offset has passed them.
 * `_getmany`: fetch batch topics separately, leaving out partitions with enough batches in flight (back-pressure).
 * `_to_message`: a chunk travels as the message of its last record.
-* `_add_gap`, `_new_offset`: to Faust's acknowledgement logic a chunk looks like a hole in the offsets.
+* `_add_gap`, `_new_offset`: to Faust's acknowledgement logic a chunk looks like a hole in the offsets. What is
+  committed to Kafka is what Postgres holds, whenever the event was acknowledged: a sink may read ahead.
 """
 
 from __future__ import annotations
@@ -72,7 +73,6 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sent: dict[TP, deque[int]] = defaultdict(deque)  # last offset of each batch handed out, oldest first
-        self._done: dict[TP, int] = {}  # next offset that is safe to commit
         self._claims: dict[TP, Claim] = {}
         self._position: dict[TP, int] = {}  # where the next batch starts
         self._fetching = asyncio.Lock()  # a fetch must not straddle a seek
@@ -96,7 +96,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self.stop_flow()
         async with self._fetching:
             for partition in self._batch_partitions(self._sent.keys() | self._claims.keys()):
-                for book in (self._sent, self._done, self._claims, self._position, self._acked, self._acked_index):
+                for book in (self._sent, self._claims, self._position, self._acked, self._acked_index):
                     book.pop(partition, None)
             await super().perform_seek()
 
@@ -186,9 +186,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def _in_flight(self, tp: TP) -> int:
         sent, acked = self._sent[tp], self._acked_index[tp]
         while sent and sent[0] in acked:  # only ever over a contiguous prefix
-            last = sent.popleft()
-            acked.discard(last)
-            self._done[tp] = last + 1
+            acked.discard(sent.popleft())
         return len(sent)
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
@@ -201,7 +199,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             return offset
         self._in_flight(tp)
         self._acked[tp].clear()
-        return self._done.pop(tp, None)
+        held = self.app.offsets.held((tp.topic, tp.partition))
+        return held.next_offset if held else None
 
 
 class _BatchTransport(driver.Transport):  # type: ignore[misc]

@@ -106,7 +106,7 @@ async def test_a_late_price_reaches_every_holder_and_only_those(engine: Engine, 
         ("2025-01-06", "2025-01-07", 2, 1_050)
     ] * 7
     statuses = Counter(event["status"] for topic, event in engine.published if topic == "reprocessing-status")
-    assert statuses == {"PROCESSING": 1, "COMPLETE": 1, "BOOKS_RIGHT": 1}
+    assert statuses == {"PENDING": 1, "PROCESSING": 1, "COMPLETE": 1, "BOOKS_RIGHT": 1}
     await assert_right(engine, database)
 
 
