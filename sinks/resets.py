@@ -42,24 +42,32 @@ update reprocessing_jobs j set keys_total = (
 where job_id = any($1::bigint[]) and status = 'PENDING' and keys_total is null
 """
 
-# The open corrections that a job covers, no others: a hole cannot hide behind a high-water mark.
+# The open corrections that a job covers, no others: a hole cannot hide behind a high-water mark. Always looked up job
+# by job, by the security ("+ 0" keeps off the primary key): a plan made while statistics lag behind a herd of
+# corrections must not walk all of them for each job.
 _COVERED = """
-c.security_id = j.security_id and c.seq <= j.seq and c.earliest_date >= j.earliest_impacted_date
+c.security_id = j.security_id and c.seq + 0 <= j.seq and c.earliest_date >= j.earliest_impacted_date
 and c.right_at is null and c.reset_at is null
 """
 
 _ADOPT = f"""
-update corrections c set job_id = j.job_id
-from reprocessing_jobs j
-where j.job_id = any($1::bigint[]) and j.status in ('PENDING', 'PROCESSING') and {_COVERED} and not c.held
-  and c.job_id is distinct from j.job_id
+update corrections set job_id = adopted.job_id
+from (
+    select j.job_id, c.seq
+    from (select * from reprocessing_jobs
+          where job_id = any($1::bigint[]) and status in ('PENDING', 'PROCESSING') offset 0) as j
+    cross join lateral (
+        select seq from corrections c
+        where {_COVERED} and not c.held and c.job_id is distinct from j.job_id offset 0) as c
+) as adopted
+where corrections.seq = adopted.seq
 """
 
 # Held ones are no reason to run: a trigger that comes again must not undo a cancel.
 _NEEDLESS = f"""
 update reprocessing_jobs j set status = 'COMPLETE', keys_total = keys_done, finished_at = clock_timestamp()
 where job_id = any($1::bigint[]) and status in ('PENDING', 'PROCESSING')
-  and not exists (select from corrections c where {_COVERED} and not c.held)
+  and (select 1 from corrections c where {_COVERED} and not c.held limit 1) is null
 """
 
 _READ = f"select {_COLUMNS} from reprocessing_jobs where job_id = any($1::bigint[]) order by job_id"
@@ -132,31 +140,33 @@ with jobs as materialized (
 select job_id, count(*) as keys from reset group by job_id
 """
 
-_COUNT_SMALL = """
-update reprocessing_jobs j set keys_done = done.keys, started_at = coalesce(started_at, clock_timestamp())
-from unnest($1::bigint[], $2::bigint[]) as done (job_id, keys)
-where j.job_id = done.job_id
-"""
-
 # The caller holds the jobs and then the securities; so nothing else settles these corrections meanwhile.
 _END = f"""
-with ledger as (
-    update corrections c set
+with done as materialized (
+    select j.*, $4::bigint[] is not null as counted, coalesce(counts.keys, 0) as keys
+    from reprocessing_jobs j left join unnest($1::bigint[], $4::bigint[]) as counts (job_id, keys) using (job_id)
+    where j.job_id = any($1::bigint[]) and j.status in ('PENDING', 'PROCESSING')
+), ledger as (
+    update corrections set
         reset_at = case when $2 = 'COMPLETE' then clock_timestamp() else reset_at end,
         held = $2 <> 'COMPLETE',
-        job_id = j.job_id
-    from reprocessing_jobs j
-    where j.job_id = any($1::bigint[]) and j.status in ('PENDING', 'PROCESSING') and {_COVERED}
+        job_id = settled.job_id
+    from (
+        select j.job_id, c.seq
+        from done j cross join lateral (select seq from corrections c where {_COVERED} offset 0) as c
+    ) as settled
+    where corrections.seq = settled.seq
 ), lowered as (
     update securities d set valued_through = least(valued_through, j.earliest_impacted_date - 1)
-    from reprocessing_jobs j
-    where j.job_id = any($1::bigint[]) and j.keys_done > 0 and d.security_id = j.security_id
+    from done j where j.keys > 0 and d.security_id = j.security_id
 )
-update reprocessing_jobs set
-    status = $2, failure_reason = $3, finished_at = clock_timestamp(), next_attempt_at = null,
-    keys_total = case when $2 = 'COMPLETE' then keys_done else keys_total end
-where job_id = any($1::bigint[]) and status in ('PENDING', 'PROCESSING')
-returning {_COLUMNS}
+update reprocessing_jobs j set
+    status = $2, failure_reason = $3, started_at = coalesce(j.started_at, clock_timestamp()),
+    finished_at = clock_timestamp(), next_attempt_at = null,
+    keys_done = case when done.counted then done.keys else j.keys_done end,
+    keys_total = case when $2 <> 'COMPLETE' then j.keys_total when done.counted then done.keys else j.keys_done end
+from done where j.job_id = done.job_id
+returning {", ".join(f"j.{name}" for name in _COLUMNS.split(", "))}
 """
 
 _ANNOUNCE = """
@@ -233,6 +243,7 @@ async def open_jobs(connection: Connection, jobs: Sequence[Job]) -> list[OpenJob
     A job whose corrections are all reset already is COMPLETE at once. May be repeated.
     """
     ids = [job.job_id for job in jobs]
+    await connection.execute(_IN_KEY_ORDER)
     await connection.execute(
         _INSERT,
         ids,
@@ -279,8 +290,7 @@ async def reset_small(connection: Connection, jobs: Sequence[OpenJob]) -> SmallC
     ids = [row["job_id"] for row in await connection.fetch(_TAKE_SMALL, asked)]
     counted = {row["job_id"]: row["keys"] for row in await connection.fetch(_RESET_SMALL, ids)}
     await corrections.hold_securities(connection, [job.security_id for job in jobs])
-    await connection.execute(_COUNT_SMALL, ids, [counted.get(job_id, 0) for job_id in ids])
-    done = await end_jobs(connection, ids, "COMPLETE")
+    done = await end_jobs(connection, ids, "COMPLETE", keys=[counted.get(job_id, 0) for job_id in ids])
     moved = sorted(set(asked) - set(ids))
     return SmallChunk([*done, *(await answer(connection, moved) if moved else [])], sum(counted.values()))
 
@@ -293,12 +303,19 @@ async def fail(connection: Connection, job: OpenJob, reason: str) -> OpenJob:
     return after
 
 
-async def end_jobs(connection: Connection, ids: Sequence[int], status: str, reason: str | None = None) -> list[OpenJob]:
+async def end_jobs(
+    connection: Connection,
+    ids: Sequence[int],
+    status: str,
+    reason: str | None = None,
+    keys: Sequence[int] | None = None,
+) -> list[OpenJob]:
     """COMPLETE: the corrections are reset. FAILED, CANCELLED: they are held. Returns the jobs that were still open.
 
-    The caller holds the securities' rows, after the jobs'.
+    keys: reset by this transaction for each of the jobs, where that is all they have. The caller holds the securities'
+    rows, after the jobs'.
     """
-    rows = await connection.fetch(_END, list(ids), status, reason)
+    rows = await connection.fetch(_END, list(ids), status, reason, keys)
     await connection.execute(_ANNOUNCE, list(ids))
     return [_job(row) for row in rows]
 

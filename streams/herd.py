@@ -14,20 +14,20 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from sinks import limiter, resets
 from sinks.chunks import ChunkSize
-from sinks.database import Connection, is_transient
+from sinks.database import Connection, Pool, is_transient
 from sinks.limiter import Reservation
 from sinks.model import Job
-from sinks.offsets import Batch, Fenced, Record, Stopping
+from sinks.offsets import Batch, Fenced, Offsets, Record, Stopping
 from sinks.resets import JobMoved, OpenJob, SmallChunk
 from sinks.window import Lane, Plan, Window, Work
 from streams import metrics
-from streams.app import App
+from streams.settings import Settings
 
 T = TypeVar("T")
 
@@ -42,10 +42,25 @@ _STEER_SECONDS = 0.5  # how soon a priority is
 _job = msgspec.json.Decoder(Job)
 
 
+class Host(Protocol):
+    """The worker around a herd."""
+
+    settings: Settings
+    offsets: Offsets
+    should_stop: bool
+    rebalancing: bool
+
+    async def pool(self) -> Pool:
+        """Connections to Postgres."""
+
+    def outbox_written(self) -> None:
+        """Events wait for the relay."""
+
+
 class Herd:
     """The window of one worker and the task that works it."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: Host) -> None:
         self._app = app
         self._window = Window(_WINDOW_JOBS)
         self._arrivals: deque[Batch] = deque()
@@ -55,6 +70,11 @@ class Herd:
         self._steered = 0.0
         largest = app.settings.reset_chunk_rows
         self._size = ChunkSize(min(_FIRST_CHUNK, largest), largest, app.settings.reset_chunk_target_ms / 1000)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job is left to work on."""
+        return not self._arrivals and not len(self._window)
 
     async def take(self, batch: Batch) -> None:
         """Read the batch ahead; waits while the window is full. A batch that a rebalance makes stale is dropped."""
@@ -78,7 +98,8 @@ class Herd:
         """Open what has arrived, then one chunk if the rate allows."""
         self._news.clear()
         while self._arrivals and not self._window.full:
-            await self._open(self._arrivals.popleft())
+            await self._open(self._arrivals[0])
+            self._arrivals.popleft()
         await self._steer()
         plan = self._window.plan(min(self._size.keys, self._most), time.time())
         if plan is None:

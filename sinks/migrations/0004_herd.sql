@@ -35,9 +35,11 @@ create index reprocessing_jobs_latest on reprocessing_jobs (status, job_id);
 -- triggered_at: when the (first) trigger that covers the row went to the outbox; null while it settles.
 -- reissue_at: when the row is due for a trigger, its first one or, after that, a repair.
 alter table corrections add column triggered_at timestamptz default clock_timestamp();
-create index corrections_to_trigger on corrections (reissue_at)
+-- Every index on corrections but its key begins with the security: a plan made while statistics lag behind a herd of
+-- corrections must not walk all of them for each job.
+create index corrections_to_reset on corrections (security_id, reissue_at)
     where right_at is null and reset_at is null and not held;
-create index corrections_by_job on corrections (job_id) where right_at is null;
+create index corrections_by_job on corrections (security_id, job_id);
 
 -- rows_per_second is what the operator allows; adapted_rows_per_second what the adaptive mode makes of it (null: off).
 alter table reset_limit
