@@ -26,14 +26,15 @@ def affected(key: str, since: str) -> str:
 
 
 def due(key: str, latest: str) -> str:
-    """SQL: whether dates up to L of the row `key` of position_state are to be valued.
+    """SQL: whether dates up to L of the row `key` of position_state may need a snapshot.
 
-    A closed position leaves its row of zeros on the first business date after it closed, and nothing after that.
+    A closed position leaves its row of zeros on the first business date after it closed, and nothing after that; but
+    what was reset is looked at, whatever it was reset for.
     """
     covered = f"(select max(d.business_date) from business_dates d where d.business_date <= {key}.watermark_date)"
     return (
-        f"({key}.watermark_date < {latest} and ({key}.closed_on is null or {key}.closed_on > {key}.watermark_date "
-        f"or {key}.closed_on > coalesce({covered}, '-infinity')))"
+        f"({key}.watermark_date < {latest} and ({key}.status = 'REPROCESSING' or {key}.closed_on is null "
+        f"or {key}.closed_on > {key}.watermark_date or {key}.closed_on > coalesce({covered}, '-infinity')))"
     )
 
 

@@ -55,7 +55,8 @@ from reset_limit
 """
 
 _SET_LIMIT = """
-insert into reset_limit as stored (rows_per_second, paused) values (coalesce($1, $3), coalesce($2, false))
+insert into reset_limit as stored (rows_per_second, paused)
+values (coalesce($1::float8, $3::float8), coalesce($2::boolean, false))
 on conflict (only_row) do update set
     rows_per_second = coalesce($1, stored.rows_per_second), paused = coalesce($2, stored.paused),
     tat = least(stored.tat, clock_timestamp()),

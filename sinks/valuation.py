@@ -54,6 +54,24 @@ cross join lateral (
 limit $4
 """
 
+# A closed position has nothing to value: its watermark moves on in bulk, no history or price is read.
+_MOVE_ON = f"""
+with idle as (
+    select s.security_id, s.portfolio_id
+    from unnest($1::text[]) as page (security_id)
+    cross join lateral (
+        select security_id, portfolio_id from position_state s
+        where s.security_id = page.security_id and s.watermark_date < $2::date and not {holders.due("s", "$2::date")}
+        order by portfolio_id
+        limit $3
+        for no key update skip locked
+    ) as s
+    limit $3
+)
+update position_state s set watermark_date = $2, status = 'CURRENT', reset_seq = null
+from idle where s.security_id = idle.security_id and s.portfolio_id = idle.portfolio_id
+"""
+
 # A snapshot of its own: the claim's may be older than the price that the reset was for. Per key: the last history row
 # up to the business date before the first dirty one, and all after it, as ranges of dates; several rows of one date
 # leave empty ranges, but for the last. `previous` is the quantity at the end of the business date before.
@@ -157,12 +175,9 @@ from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
 where s.security_id = key.security_id and s.portfolio_id = key.portfolio_id
 """
 
-_DONE = f"""
-select security_id from securities d
-where security_id = any($1::text[])
-  and not exists (
-      select from position_state s where s.security_id = d.security_id and {holders.due("s", "$2::date")})
-"""
+_BEHIND_KEY = "select from position_state s where s.security_id = d.security_id and s.watermark_date < $2"
+
+_DONE = f"select security_id from securities d where security_id = any($1::text[]) and not exists ({_BEHIND_KEY})"
 
 # Who holds the row sees to it, or the next sweep does.
 _HOLD = """
@@ -173,21 +188,20 @@ for no key update skip locked
 
 _RAISE = f"""
 update securities d set valued_through = $2
-where d.security_id = any($1::text[]) and d.valued_through < $2
-  and not exists (
-      select from position_state s where s.security_id = d.security_id and {holders.due("s", "$2::date")})
+where d.security_id = any($1::text[]) and d.valued_through < $2 and not exists ({_BEHIND_KEY})
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one pass did: keys valued, snapshots written (inserted, changed or removed), securities not due any more.
+    """What one pass did: keys valued, snapshots written (inserted, changed or removed), closed keys moved on.
 
-    right_after_seconds: of each correction that is right now, the time since it arrived.
+    securities: not due any more; right_after_seconds: of each correction that is right now, the time since it arrived.
     """
 
     keys: int = 0
     snapshots: int = 0
+    closed: int = 0
     securities: int = 0
     right_after_seconds: Sequence[float] = ()
 
@@ -211,7 +225,7 @@ class Valuation:
             self._queues.rotate()
             passed: list[str] = []
             claimed: list[asyncpg.Record] = []
-            snapshots = 0
+            snapshots = closed = 0
             for queue in self._queues:
                 rows = await connection.fetch(queue, latest, _SECURITIES_AT_ONCE)
                 page = [row["security_id"] for row in rows]
@@ -220,14 +234,18 @@ class Valuation:
                 async with connection.transaction():
                     claimed = await self._claim(connection, page, latest)
                     snapshots = await _revalue(connection, claimed, latest)
-                passed += self._move_on(page, claimed)
-                if claimed:
+                    if len(claimed) < self._keys:
+                        tag = await connection.execute(_MOVE_ON, page, latest, self._keys)
+                        closed = int(tag.split()[-1])
+                if closed < self._keys:
+                    passed += self._move_on(page, claimed)
+                if claimed or closed:
                     break
-            if not claimed or time.monotonic() - self._swept > _SWEEP_SECONDS:
+            if not (claimed or closed) or time.monotonic() - self._swept > _SWEEP_SECONDS:
                 self._swept = time.monotonic()
                 passed += await corrections.unsettled(connection, _SECURITIES_AT_ONCE)
             raised, right = await _settle(connection, passed, latest)
-        return Pass(len(claimed), snapshots, raised, tuple(right))
+        return Pass(len(claimed), snapshots, closed, raised, tuple(right))
 
     async def _claim(self, connection: Connection, page: Sequence[str], latest: date) -> list[asyncpg.Record]:
         cursors = [self._cursors.get(security, "") for security in page]
@@ -248,7 +266,7 @@ class Valuation:
 
 
 async def _settle(connection: Connection, passed: Sequence[str], latest: date) -> tuple[int, list[float]]:
-    """Securities without a due key are told so, and corrections that are right now; looked at before locking."""
+    """Securities without a key behind are told so, and corrections that are right now; looked at before locking."""
     done = [row["security_id"] for row in await connection.fetch(_DONE, passed, latest)] if passed else []
     if not done:
         return 0, []

@@ -1,4 +1,4 @@
--- Operators steer resets; closed positions cost nothing; triggers may settle first.
+-- Operators steer resets; closed positions are not valued; triggers may settle first.
 
 -- closed_on: from the end of this date on the key holds nothing, as far as its history goes; null while it holds
 -- something. Never before the earliest place that its last rebuild touched, so that a valuation that is still due there
@@ -55,17 +55,13 @@ create table operator_actions (
     arguments jsonb       not null
 );
 
--- A key is dirty when a date up to L is not valued yet, or when a correction that has not reset its holders yet still
--- has to reach it: it held the security at the end of the business date before, or at any time after it. A position
--- closed on or before the last business date that its watermark covers has nothing left to value.
+-- A key is dirty when its own watermark is behind L, or when a correction that has not reset its holders yet still has
+-- to reach it: it held the security at the end of the business date before, or at any time after it.
 create or replace view dirty_keys as
     with latest as (select max(business_date) as business_date from business_dates)
     select s.portfolio_id, s.security_id, s.watermark_date
     from position_state s, latest
-    where (s.watermark_date < latest.business_date
-           and (s.closed_on is null or s.closed_on > coalesce(
-               (select max(d.business_date) from business_dates d where d.business_date <= s.watermark_date),
-               '-infinity')))
+    where s.watermark_date < latest.business_date
        or exists (
             select from corrections c
             where c.security_id = s.security_id and c.right_at is null and c.reset_at is null

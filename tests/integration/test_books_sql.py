@@ -195,23 +195,17 @@ async def test_jobs_come_twice_and_statuses_heal(engine: Engine) -> None:
 
 
 async def test_a_lost_trigger_is_issued_again_with_growing_patience(engine: Engine, database: str) -> None:
-    from sinks import corrections
-
     await engine.take("transactions", [trade("a", "BUY", 10, 100, 1)])
     await engine.take("business-dates", dates(1, 2))
     await engine.drain()
     await engine.take("prices", [price(1, 90)])
     await engine.pool.execute("delete from outbox_events")  # the trigger is lost
 
-    async def reissue() -> int:
-        async with engine.pool.acquire() as connection, connection.transaction():
-            return await corrections.reissue(connection, 30)
-
-    assert await reissue() == 0  # not yet
+    assert await engine.reissue() == 0  # not yet
     await engine.pool.execute("update corrections set reissue_at = clock_timestamp()")
-    assert (await reissue(), await reissue()) == (1, 0)
+    assert (await engine.reissue(), await engine.reissue()) == (1, 0)
     await engine.pool.execute("update corrections set reissue_at = clock_timestamp()")
-    assert await reissue() == 1
+    assert await engine.reissue() == 1
     patience = await engine.pool.fetchval("select extract(epoch from reissue_at - clock_timestamp()) from corrections")
     assert 50 < patience < 60
     await engine.drain()
