@@ -92,7 +92,7 @@ async def _as_before(pool: asyncpg.Pool) -> None:
 
 async def _resets(bench: Bench) -> None:
     """One security with many holders, the same keys in many securities; resets, then until the books are right."""
-    holders = bench.size(100_000, 20_000)
+    holders = bench.size(100_000, 10_000)
     many = [f"S{n:05}" for n in range(holders // 10)]
     async with _books(bench) as (dsn, pool):
         bench.say(f"herd: loading {holders:,} holders twice, {_DATES} dates")
@@ -184,7 +184,7 @@ async def _until_right(worker: HerdWorker, jobs: list[Job], pool: asyncpg.Pool, 
 
 async def _table_size(bench: Bench) -> None:
     """A correction of 1,000 keys in a large table and in a small one."""
-    large = bench.size(1_000_000, 100_000)
+    large = bench.size(1_000_000, 50_000)
 
     async def measure(others: int) -> list[float]:
         async with _books(bench) as (dsn, pool):
@@ -250,7 +250,7 @@ async def _keys_done(pool: asyncpg.Pool) -> int:
 
 async def _live_traffic(bench: Bench) -> None:
     """Latency of live transactions on keys that are being reset without a limit; how soon a pause is in force."""
-    holders = bench.size(200_000, 50_000)
+    holders = bench.size(200_000, 20_000)
     async with _books(bench) as (dsn, pool):
         bench.say(f"herd: loading {holders:,} keys")
         await load(pool, ["LIVE"], holders, dates=2, snapshots=False)
@@ -323,7 +323,7 @@ async def _pause_latency(bench: Bench, pool: asyncpg.Pool, worker: HerdWorker) -
 
 async def _intake(bench: Bench) -> None:
     """The late price itself, on a security with many holders and on one with few."""
-    holders = bench.size(100_000, 20_000)
+    holders = bench.size(100_000, 10_000)
     async with _books(bench) as (_, pool):
         await load(pool, ["MANY"], holders, dates=_DATES, snapshots=False)
         await load(pool, ["FEW"], 10, dates=_DATES, snapshots=False)
