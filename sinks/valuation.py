@@ -54,6 +54,9 @@ cross join lateral (
 limit $4
 """
 
+# A plan for any claim is one for ten keys of one security; for two thousand of a thousand it is quadratic.
+_PLAN_FOR_THESE = "set local plan_cache_mode = force_custom_plan"
+
 # A closed position has nothing to value: its watermark moves on in bulk, no history or price is read.
 _MOVE_ON = f"""
 with idle as (
@@ -232,6 +235,7 @@ class Valuation:
                 if not page:
                     continue
                 async with connection.transaction():
+                    await connection.execute(_PLAN_FOR_THESE)
                     claimed = await self._claim(connection, page, latest)
                     snapshots = await _revalue(connection, claimed, latest)
                     if len(claimed) < self._keys:
