@@ -58,6 +58,17 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
 
 
+class Place(Protocol):
+    """A partition under one claim of it."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A fetched chunk of one partition. start: where the one before ended; epoch: the claim it was fetched under."""
@@ -139,7 +150,7 @@ class Offsets:
         """
         self._held.clear()
 
-    def claimed(self, batch: Batch) -> Claim:
+    def claimed(self, batch: Place) -> Claim:
         """The claim that the batch was fetched under. Raises Fenced when it is not the newest, Released without any."""
         held = self._held.get((batch.topic, batch.partition))
         if held is None:
@@ -157,14 +168,16 @@ class Offsets:
                 f"set next_offset in tidemark.kafka_offsets (consumer_group '{self._group}') to where it must go on"
             )
 
-    def fresh(self, batch: Batch) -> list[Record]:
-        """The records that are not done yet. Raises Fenced and BrokenChain: the batch must follow on what is stored."""
+    def fresh(self, batch: Batch, read_to: int | None = None) -> list[Record]:
+        """The records that are not done yet. Raises Fenced and BrokenChain: the batch must follow on what is stored.
+
+        read_to: for a sink that reads ahead of what is stored, the offset after the last batch it took.
+        """
         held = self.claimed(batch)
-        if batch.start > held.next_offset:
-            raise BrokenChain(
-                f"{batch.topic}[{batch.partition}]: batch starts at {batch.start}, expected {held.next_offset}"
-            )
-        return [record for record in batch.records if record.offset >= held.next_offset]
+        expected = held.next_offset if read_to is None else read_to
+        if batch.start > expected:
+            raise BrokenChain(f"{batch.topic}[{batch.partition}]: batch starts at {batch.start}, expected {expected}")
+        return [record for record in batch.records if record.offset >= expected]
 
     async def apply(
         self,
@@ -200,11 +213,18 @@ class Offsets:
             )
         ]
 
-    async def step(self, batch: Batch, next_offset: int, effect: Callable[[Connection], Awaitable[T]]) -> T:
+    async def step(
+        self,
+        batch: Place,
+        next_offset: int,
+        effect: Callable[[Connection], Awaitable[T]],
+        reached: Callable[[T], int] | None = None,
+    ) -> T:
         """One fenced transaction that moves the offset of the batch's partition forward, to next_offset.
 
         next_offset may equal the stored one: the fence is checked and the row locked, nothing moves; such an effect
-        must be safe to repeat (compare-and-swap on state of its own).
+        must be safe to repeat (compare-and-swap on state of its own). reached: where the effect's outcome allows the
+        offset to go beyond that, in the same transaction.
         """
         partition = (batch.topic, batch.partition)
         held = self.claimed(batch)
@@ -223,6 +243,10 @@ class Offsets:
                         if swapped is None:
                             raise Fenced
                         outcome = _Done(await effect(connection))
+                        further = max(next_offset, reached(outcome.value)) if reached else next_offset
+                        if further > next_offset:
+                            await connection.execute(_SWAP, self._group, *partition, further, next_offset, held.epoch)
+                            wanted = Claim(further, held.epoch)
                 break
             except Exception as error:
                 if not is_transient(error):

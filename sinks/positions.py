@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
-from sinks import booking, calendar, corrections, costing, history, replay, transactions
+from sinks import booking, calendar, corrections, costing, history, holders, replay, transactions
 from sinks.booking import Base, Booking, Key, KeyState, Plan, Touch
 from sinks.database import Connection
 from sinks.history import columns, key_columns
@@ -108,6 +108,7 @@ async def apply(
     bookings = await _book(connection, await _plan(connection, touches, before.keys), method)
     await history.write(connection, bookings, before.at)
     await replay.publish(connection, bookings, replay_rows)
+    await holders.mark_closed(connection, bookings)
     await _move(connection, [booked.plan for booked in bookings], before.keys)
     for booked in bookings:
         if booked.plan.rebuilt_from is None:

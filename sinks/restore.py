@@ -10,7 +10,7 @@ _MARGIN = 1_000_000  # what is published out of order, or was drawn and not publ
 
 _OTHERS = """
 select count(*) from pg_stat_activity
-where application_name = 'tidemark' and datname = current_database() and pid <> pg_backend_pid()
+where application_name like 'tidemark%' and datname = current_database() and pid <> pg_backend_pid()
 """
 
 _MOVE = "select setval($1::regclass, greatest($2::bigint, (select last_value from {sequence})))"

@@ -70,7 +70,7 @@ class App(BatchApp):
         """The worker's connections to Postgres."""
         async with self._pool_lock:
             if self._pool is None:
-                self._pool = await connect_pool(self.settings.dsn, size=8)
+                self._pool = await connect_pool(self.settings.dsn, size=8, name=f"tidemark-{self.role}")
             return self._pool
 
     def input(self, name: str) -> Any:

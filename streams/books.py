@@ -12,7 +12,7 @@ from typing import TypeVar
 from sinks import corrections, outbox, retention
 from sinks.database import is_transient
 from sinks.monitor import Gauges, read_gauges
-from sinks.valuation import Valuation
+from sinks.valuation import Pass, Valuation
 from streams import health, metrics, topics
 from streams.app import App
 from streams.relay import Relay
@@ -46,8 +46,10 @@ async def value_dirty_keys() -> None:
     while not app.should_stop:
         _work.clear()
         done = await _persist(valuation.pass_once)
-        if done is not None and (done.keys or done.settled):
+        if done is not None and done != Pass():
             metrics.KEYS_VALUED.inc(done.keys)
+            for seconds in done.right_after_seconds:
+                metrics.RIGHT_SECONDS.observe(seconds)
             metrics.SNAPSHOTS_WRITTEN.inc(done.snapshots)
             app.outbox_written()
             continue
@@ -57,8 +59,10 @@ async def value_dirty_keys() -> None:
 
 
 async def reissue_corrections() -> None:
-    """Corrections without a live job for too long get a repair trigger."""
+    """Corrections that have settled get their trigger; those without a live job for too long get a repair trigger."""
     pool = await app.pool()
+    settling = app.settings.debounce
+    every = min(_REPAIR_SECONDS, settling.seconds / 4) if settling else _REPAIR_SECONDS
 
     async def reissue() -> int:
         async with pool.acquire() as connection, connection.transaction():
@@ -67,7 +71,7 @@ async def reissue_corrections() -> None:
     while not app.should_stop:
         if await _persist(reissue):
             app.outbox_written()
-        await asyncio.sleep(_REPAIR_SECONDS)
+        await asyncio.sleep(every)
 
 
 async def watch() -> None:

@@ -26,7 +26,7 @@ async def close_dates(connection: Connection, dates: Sequence[tuple[int, date]])
 
 async def store_prices(connection: Connection, numbered: Sequence[tuple[int, Price]]) -> Applied:
     """Store prices; each late one issues a correction."""
-    outcome = await prices.apply(connection, [price for _, price in numbered])
+    outcome = await prices.apply(connection, [price for _, price in numbered], app.settings.debounce)
     return Applied(ignored=outcome.ignored)
 
 

@@ -15,6 +15,13 @@ IGNORED = Counter("sink_records_ignored_total", "Duplicates and lower revisions"
 EPOCH_BUMPED = Counter("reprocessing_epoch_bumped", "Keys whose transaction history got a new epoch")
 EPOCH_MISMATCH = Counter("epoch_mismatch_dropped", "Events dropped because their epoch was superseded")
 KEYS_RESET = Counter("reprocessing_keys_reset", "Keys whose watermark a job has reset")
+CHUNK_SECONDS = Histogram("reprocessing_chunk_seconds", "Transactions of resets, from begin to commit")
+RESET_RATE = Gauge("reprocessing_reset_rate", "Keys per second that the adaptive mode allows")
+RIGHT_SECONDS = Histogram(
+    "correction_right_seconds",
+    "From a correction's arrival until the books are right again",
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600),
+)
 KEYS_VALUED = Counter("valuation_keys", "Keys valued")
 SNAPSHOTS_WRITTEN = Counter("valuation_snapshots_written", "Snapshots inserted, changed or removed")
 OUTBOX_PUBLISHED = Counter("outbox_events_published", "Events acknowledged by the broker")

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sinks.corrections import Debounce
+
 STACK_FILE = "stack.json"
 
 
@@ -40,7 +42,22 @@ class Settings(BaseSettings):
     reset_rows_per_second: Annotated[float, Field(gt=0)] = Field(
         10_000, description="first value of the cluster-wide limit on watermark resets"
     )
-    reset_chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(2_000, description="keys a reset locks at once")
+    reset_chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        10_000, description="the most keys a reset locks at once"
+    )
+    reset_chunk_target_ms: Annotated[float, Field(gt=0)] = Field(
+        100, description="chunks of resets are kept small enough to end within so long"
+    )
+    reset_adaptive: bool = Field(False, description="lower the reset rate while live transactions are slow")
+    reset_latency_target_ms: Annotated[float, Field(gt=0)] = Field(
+        200, description="adaptive mode: a live transaction that runs longer is slow"
+    )
+    debounce_seconds: Annotated[float, Field(ge=0)] = Field(
+        0, description="late prices of a security settle so long before they make a job; 0: at once"
+    )
+    debounce_ceiling_seconds: Annotated[float, Field(gt=0)] = Field(
+        60, description="but no correction settles longer than this"
+    )
     valuation_keys: Annotated[int, Field(ge=1, le=100_000)] = Field(2_000, description="keys one valuation claims")
     batch_records: Annotated[int, Field(ge=1, le=100_000)] = Field(5_000, description="records in one sink transaction")
     replay_rows: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
@@ -112,6 +129,13 @@ class Settings(BaseSettings):
             for name, value in values.items()
             if value is not None
         }
+
+    @property
+    def debounce(self) -> Debounce | None:
+        """How late prices settle before they make a job; None: not at all."""
+        if self.debounce_seconds == 0:
+            return None
+        return Debounce(self.debounce_seconds, self.debounce_ceiling_seconds)
 
     def topic(self, name: str) -> str:
         """The topic's name on the broker."""

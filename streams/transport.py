@@ -15,7 +15,8 @@ This overrides internals of faust-streaming 0.15.3 (pinned exactly). What each o
   that the broker itself answers (compaction, markers of transactions, aborted ones) is real unless the log no longer
   holds the offset.
 * `_to_message`: a chunk travels as the message of its last record.
-* `_add_gap`, `_new_offset`: to Faust's acknowledgement logic a chunk looks like a hole in the offsets.
+* `_add_gap`, `_new_offset`: to Faust's acknowledgement logic a chunk looks like a hole in the offsets. What is
+  committed to Kafka is what Postgres holds, whenever the event was acknowledged: a sink may read ahead.
 """
 
 from __future__ import annotations
@@ -106,7 +107,6 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sent: dict[TP, deque[int]] = defaultdict(deque)  # last offset of each batch handed out, oldest first
-        self._done: dict[TP, int] = {}  # next offset that is safe to commit
         self._claims: dict[TP, Claim] = {}
         self._position: dict[TP, int] = {}  # where the next batch starts
         self._left: dict[TP, int] = {}  # where the last fetch left the client
@@ -131,7 +131,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self.stop_flow()
         async with self._fetching:
             for partition in self._batch_partitions(self._sent.keys() | self._claims.keys()):
-                books = (self._sent, self._done, self._claims, self._position, self._left)
+                books = (self._sent, self._claims, self._position, self._left)
                 for book in (*books, self._acked, self._acked_index):
                     book.pop(partition, None)
             await super().perform_seek()
@@ -263,9 +263,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def _in_flight(self, tp: TP) -> int:
         sent, acked = self._sent[tp], self._acked_index[tp]
         while sent and sent[0] in acked:  # only ever over a contiguous prefix
-            last = sent.popleft()
-            acked.discard(last)
-            self._done[tp] = last + 1
+            acked.discard(sent.popleft())
         return len(sent)
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
@@ -278,7 +276,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             return offset
         self._in_flight(tp)
         self._acked[tp].clear()
-        return self._done.pop(tp, None)
+        held = self.app.offsets.held((tp.topic, tp.partition))
+        return held.next_offset if held else None
 
 
 class _BatchTransport(driver.Transport):  # type: ignore[misc]

@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from sinks import calendar, model, outbox, positions, prices, resets
+from sinks import calendar, corrections, model, outbox, positions, prices, resets
 from sinks.database import connect_pool
 from sinks.valuation import Pass, Valuation
 from streams import records
@@ -29,6 +29,7 @@ class Engine:
         self.pool = pool
         self.replay_rows = 10_000
         self.method = method
+        self.debounce: corrections.Debounce | None = None
         self.valuation = Valuation(pool, keys)
         self.table: dict[str, triggers.Entry] = {}
         self.jobs: deque[model.Job] = deque()
@@ -48,7 +49,7 @@ class Engine:
                 case "business-dates":
                     await calendar.apply(connection, [records.decode_business_date(v) for v in values])
                 case "prices":
-                    await prices.apply(connection, [records.decode_price(v) for v in values])
+                    await prices.apply(connection, [records.decode_price(v) for v in values], self.debounce)
                 case "transactions":
                     decoded = [records.decode_transaction(v) for v in values]
                     await positions.apply(connection, list(enumerate(decoded)), self.method, self.replay_rows)
@@ -80,6 +81,11 @@ class Engine:
             self.table.pop(security, None)
         else:
             self.table[security] = decision.entry
+
+    async def reissue(self) -> int:
+        """What the `books` role does now and then: triggers that have settled, and repairs."""
+        async with self.pool.acquire() as connection, connection.transaction():
+            return await corrections.reissue(connection, 30)
 
     async def open_jobs(self) -> None:
         """The watermark sink reads all job records there are."""
