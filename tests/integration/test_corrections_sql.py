@@ -14,8 +14,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from sinks import database as database_module
 from sinks import outbox, positions
-from sinks.database import Pool, connect_pool
+from sinks.database import Pool, connect_pool, migrate
 from sinks.model import CostBasisMethod, Transaction
 from sinks.offsets import Batch, Offsets
 from streams.records import decode_transaction
@@ -238,14 +239,41 @@ def _renamed(t: Transaction, ids: dict[str, str]) -> Transaction:
     return msgspec.structs.replace(t, transaction_id=ids[t.transaction_id])
 
 
-async def test_a_history_without_cost_states_is_computed_at_its_next_change(pool: Pool, database: str) -> None:
-    await book(pool, [trade(n, "BUY", 3, 7) for n in range(6)] + [trade(n, "BUY", 3, 7, "Q") for n in range(6, 9)])
-    await pool.execute("update position_history set head_sequence = null, head_quantity = null, head_cost = null,"
-                       "lot_quantity = null, lot_cost = null")  # fmt: skip
-    await book(pool, [trade(20, "SELL", 4, 20), trade(21, "SELL", 4, 20, "Q", minute=7)])
-    audit = await audit_books(database, "FIFO")
-    assert audit.differences == []
-    assert [row[0] for row in await pool.fetch("select epoch from position_state")] == [1, 1]
+async def test_a_history_from_before_cost_states_is_computed_at_its_next_change(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written under the first schema, then upgraded."""
+    every = database_module.migrations()
+    monkeypatch.setattr(database_module, "migrations", lambda: every[:1])
+    await migrate(empty_database)
+    pool = await connect_pool(empty_database)
+    try:
+        old = [trade(n, "BUY", 3, 7) for n in range(6)] + [trade(n, "BUY", 3, 7, "Q") for n in range(6, 9)]
+        for sequence, t in enumerate(old, 1):
+            place = sequence if t.portfolio_id == "P" else sequence - 6
+            await pool.execute(
+                "insert into transactions values ($1, $2, $3, $4, $5, $6, $7, $8, 0, 'USD', 0, false)",
+                t.transaction_id, t.portfolio_id, t.security_id, t.transaction_date, t.transaction_type, t.quantity,
+                t.price, t.gross_transaction_amount,
+            )  # fmt: skip
+            await pool.execute(
+                "insert into position_history (security_id, portfolio_id, epoch, sequence, transaction_id,"
+                " position_date, quantity, cost_basis, realized_gain_loss) values ($1, $2, 0, $3, $4, $5, $6, $7, 0)",
+                t.security_id, t.portfolio_id, place, t.transaction_id, t.position_date, 3 * place, 7 * place,
+            )  # fmt: skip
+        await pool.execute("insert into position_state (security_id, portfolio_id, watermark_date)"
+                           " values ('S', 'P', '2025-01-05'), ('S', 'Q', '2025-01-05')")  # fmt: skip
+        monkeypatch.undo()
+        assert "0003_positions" in await migrate(empty_database)
+        assert (await audit_books(empty_database, "FIFO")).differences == []
+        await book(pool, [trade(20, "SELL", 4, 20), trade(21, "SELL", 4, 20, "Q", minute=7)])
+        audit = await audit_books(empty_database, "FIFO")
+        assert (audit.differences, audit.history_rows) == ([], 11)
+        assert [row[0] for row in await pool.fetch("select epoch from position_state")] == [1, 1]
+        await book(pool, [trade(22, "SELL", 4, 20)])  # from here on an append is one
+        assert await pool.fetchval("select epoch from position_state where portfolio_id = 'P'") == 1
+    finally:
+        await pool.close()
 
 
 class Consumer:
