@@ -1,7 +1,7 @@
 """Whom a correction reaches, and which keys are due: decided by `position_state.closed_on` alone, without the history.
 
-closed_on is the date from whose end on a key holds nothing, null while it holds something. After a rebuild it is not
-before the earliest place rebuilt, so a closed key is due until a valuation has passed that place.
+closed_on is the date from whose end on a key holds nothing, null while it holds something. A closed key that was
+rebuilt or reset is REPROCESSING, and due until a valuation has reached L, whatever its closed_on.
 
 Deciding by closed_on before the row is locked loses nothing: whoever changes a history pulls the key's watermark back
 to the touched place in the same transaction, and the price that a correction is about was stored before its job.
@@ -53,7 +53,7 @@ async def mark_closed(connection: Connection, bookings: Sequence[Booking]) -> No
         plan, last = booked.plan, booked.entries[-1] if booked.entries else None
         closed = None
         if (last.state if last else plan.state).quantity == 0:
-            days = [last.transaction.position_date if last else None, plan.rebuilt_from]
-            closed = max(day for day in days if day)
+            # Without a row of its own the rebuild ends with what it kept, which lies before the touched place.
+            closed = last.transaction.position_date if last else plan.rebuilt_from
         rows.append((*plan.key, closed))
     await connection.execute(_MARK, *([list(column) for column in zip(*rows, strict=True)]))

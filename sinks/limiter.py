@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sinks.database import Connection
 
-_LONGEST_SECONDS = 0.5  # of keys, in one reservation
+_LONGEST_SECONDS = 0.1  # of keys, in one reservation: what makes the rate smooth
 _LONGEST_WAIT = 0.25  # how late a new rate may be noticed
 _SLACK = 0.1  # what a late wake-up may catch up with
 _STALE_SECONDS = 30  # an adapted rate that nobody tends any more does not count

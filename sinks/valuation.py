@@ -78,6 +78,8 @@ from idle where s.security_id = idle.security_id and s.portfolio_id = idle.portf
 # A snapshot of its own: the claim's may be older than the price that the reset was for. Per key: the last history row
 # up to the business date before the first dirty one, and all after it, as ranges of dates; several rows of one date
 # leave empty ranges, but for the last. `previous` is the quantity at the end of the business date before.
+# Joins of intermediate results are FULL, with a filter that the planner does not see through: they can only be hashed
+# or merged, where an estimate of one row would make a nested loop of thousands by tens of thousands.
 _WANTED = """
 with claimed as materialized (
     select c.*, (select max(business_date) from business_dates where business_date <= c.watermark_date) as base_date
@@ -116,8 +118,11 @@ with claimed as materialized (
                 else 'VALUED_STALE' end as valuation_status
     from (
         select days.*, q.price, q.price_date, round_half_even(days.quantity * q.price, 10) as value
-        from days join quotes q using (security_id, business_date)
-        where days.business_date > days.watermark_date and (days.quantity <> 0 or days.previous <> 0)
+        from (
+            select * from days where business_date > watermark_date and (quantity <> 0 or previous <> 0) offset 0
+        ) as days
+        full join quotes q using (security_id, business_date)
+        where coalesce(days.watermark_date, 'infinity') < 'infinity'
         offset 0  -- a fence: the rounding is evaluated once
     ) as valued
 """
@@ -166,8 +171,9 @@ _REVALUE = f"""{_WANTED}
                'price', trim_scale(w.price), 'market_value', trim_scale(w.market_value),
                'unrealized_gain_loss', trim_scale(w.unrealized_gain_loss))::text, 'UTF8')
     from per_key k
-    join claimed c using (security_id, portfolio_id)
-    left join wanted w on w.security_id = k.security_id and w.portfolio_id = k.portfolio_id and w.valuation_date = $5
+    full join claimed c using (security_id, portfolio_id)
+    full join (select * from wanted where valuation_date = $5) as w using (security_id, portfolio_id)
+    where coalesce(k.changed, 0) > 0
 )
 select coalesce(sum(changed), 0)::bigint from per_key
 """

@@ -1,13 +1,10 @@
 -- Operators steer resets; closed positions are not valued; triggers may settle first.
 
 -- closed_on: from the end of this date on the key holds nothing, as far as its history goes; null while it holds
--- something. Never before the earliest place that its last rebuild touched, so that a valuation that is still due there
--- is seen as due. It decides whom a correction reaches without a look at the history.
+-- something. It decides whom a correction reaches without a look at the history.
 alter table position_state add column closed_on date;
 
-update position_state s set closed_on = case
-        when s.watermark_date < (select max(business_date) from business_dates)
-        then greatest(last.position_date, s.watermark_date + 1) else last.position_date end
+update position_state s set closed_on = last.position_date
 from (
     select distinct on (security_id, portfolio_id) security_id, portfolio_id, quantity, position_date
     from position_history where superseded_epoch is null
