@@ -23,7 +23,7 @@ from sinks.chunks import ChunkSize
 from sinks.database import Connection, Pool, is_transient
 from sinks.limiter import Reservation
 from sinks.model import Job
-from sinks.offsets import Batch, Fenced, Offsets, Record, Stopping
+from sinks.offsets import Batch, Fenced, Offsets, Place, Record, Released, Stopping
 from sinks.resets import JobMoved, OpenJob, SmallChunk
 from sinks.window import Lane, Plan, Window, Work
 from streams import metrics
@@ -55,6 +55,9 @@ class Host(Protocol):
 
     def outbox_written(self) -> None:
         """Events wait for the relay."""
+
+    def fenced(self, place: Place) -> None:
+        """Another worker has claimed the partition."""
 
 
 class Herd:
@@ -121,8 +124,8 @@ class Herd:
             records = self._app.offsets.fresh(batch, self._window.read_to(lane))
             jobs, offsets = _decode(records)
             opened = await self._step(lane, lambda c: resets.open_jobs(c, jobs)) if jobs else []
-        except Fenced:
-            self._fenced(lane)
+        except Fenced as outcome:
+            self._fenced(lane, outcome)
             return
         self._jobs.setdefault(lane, {}).update({job.job_id: job for job in opened if not job.ended})
         left = [_work(job, offsets[job.job_id]) for job in opened if not job.ended]
@@ -134,8 +137,8 @@ class Herd:
         """Tombstones and finished jobs at the front of the lane: the offset alone."""
         try:
             await self._app.offsets.step(lane, self._window.offset(lane), _nothing)
-        except Fenced:
-            self._fenced(lane)
+        except Fenced as outcome:
+            self._fenced(lane, outcome)
 
     async def _steer(self) -> None:
         """Priorities that operators have set since."""
@@ -154,8 +157,8 @@ class Herd:
                 used = await self._work_group(plan)
             else:
                 used = await self._work_piece(plan.lane, plan.jobs[0], granted.rows)
-        except Fenced:
-            self._fenced(plan.lane)
+        except Fenced as outcome:
+            self._fenced(plan.lane, outcome)
             return 0
         seconds = time.perf_counter() - started
         self._size = self._size.after(used, seconds)
@@ -233,18 +236,19 @@ class Herd:
         self._window.finish(lane, job_id)
         self._jobs[lane].pop(job_id, None)
 
-    def _fenced(self, lane: Lane) -> None:
-        metrics.FENCED.labels(lane.topic).inc()
-        logger.warning("%s[%d]: fenced; its jobs go on elsewhere", lane.topic, lane.partition)
+    def _fenced(self, lane: Lane, outcome: Fenced) -> None:
+        if isinstance(outcome, Released):
+            logger.info("%s[%d]: given up for a rebalance; its jobs go on at their cursors", lane.topic, lane.partition)
+        else:
+            metrics.FENCED.labels(lane.topic).inc()
+            logger.warning("%s[%d]: fenced; its jobs go on elsewhere", lane.topic, lane.partition)
+            self._app.fenced(lane)
         self._window.drop(lane)
         self._jobs.pop(lane, None)
 
     def _stored(self, lane: Lane) -> int:
         """The offset that Postgres holds for the lane. Raises Fenced when the claim is not ours any more."""
-        held = self._app.offsets.held((lane.topic, lane.partition))
-        if held is None or held.epoch != lane.epoch:
-            raise Fenced
-        return held.next_offset
+        return self._app.offsets.claimed(lane).next_offset
 
     async def _step(self, lane: Lane, effect: Callable[[Connection], Awaitable[T]]) -> T:
         """A fenced transaction that leaves the offset where it is."""
