@@ -60,6 +60,17 @@ async def connect_pool(dsn: str, *, size: int = 4, name: str = "tidemark") -> Po
     )
 
 
+@asynccontextmanager
+async def leadership(dsn: str, lock: int) -> AsyncIterator[Connection | None]:
+    """A connection that holds the advisory lock while it is open, or None when another one holds it."""
+    connection = await connect(dsn)
+    try:
+        leads = await connection.fetchval("select pg_try_advisory_lock($1)", lock)
+        yield connection if leads else None
+    finally:
+        connection.terminate() if connection.is_closed() else await connection.close(timeout=5)
+
+
 async def _keep(connection: Connection) -> None:
     """A session carries nothing from one use to the next, so nothing is reset: a round trip less per transaction."""
 

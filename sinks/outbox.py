@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from sinks.database import Connection, Pool, connect
+from sinks import database
+from sinks.database import Connection, Pool
 from sinks.model import DeadLetter
 
 CHANNEL = "tidemark_outbox"
@@ -98,12 +99,6 @@ async def wake(pool: Pool) -> None:
         await connection.execute(f"notify {CHANNEL}")
 
 
-@asynccontextmanager
-async def leadership(dsn: str) -> AsyncIterator[Connection | None]:
+def leadership(dsn: str) -> AbstractAsyncContextManager[Connection | None]:
     """A connection that holds the relay's leadership while open, or None when another relay leads."""
-    connection = await connect(dsn)
-    try:
-        leads = await connection.fetchval("select pg_try_advisory_lock($1)", _LEADER_LOCK)
-        yield connection if leads else None
-    finally:
-        connection.terminate() if connection.is_closed() else await connection.close(timeout=5)
+    return database.leadership(dsn, _LEADER_LOCK)

@@ -8,11 +8,10 @@ import logging
 from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import TypeVar
 
-from sinks import corrections, outbox
+from sinks import corrections
 from sinks.database import is_transient
-from sinks.monitor import Gauges, read_gauges
 from sinks.valuation import Pass, Valuation
-from streams import health, metrics, topics
+from streams import health, metrics, observer, topics
 from streams.app import App
 from streams.relay import Relay
 from streams.settings import load
@@ -23,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.1  # the poll is the truth; status events only shorten the wait
 _REPAIR_SECONDS = 5.0
-_GAUGE_SECONDS = 5.0
 
 app = App("books", load())
 health.add_pages(app)
+observer.join(app)
 _work = asyncio.Event()
 
 
@@ -71,25 +70,6 @@ async def reissue_corrections() -> None:
         await asyncio.sleep(every)
 
 
-async def watch() -> None:
-    """Gauges that only Postgres knows."""
-    pool = await app.pool()
-
-    async def read() -> tuple[Gauges, tuple[int, float]]:
-        async with pool.acquire() as connection:
-            return await read_gauges(connection), await outbox.backlog(connection)
-
-    while not app.should_stop:
-        if found := await _persist(read):
-            gauges, (pending, age) = found
-            metrics.TRIGGERS_PENDING.set(gauges.triggers_pending)
-            metrics.ACTIVE_KEYS.set(gauges.active_keys)
-            metrics.SCHEDULER_GAP_DAYS.set(gauges.gap_days)
-            metrics.OUTBOX_PENDING.set(pending)
-            metrics.OUTBOX_AGE.set(age)
-        await asyncio.sleep(_GAUGE_SECONDS)
-
-
 async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
     """The work's result; None when a transient error stopped it (the caller's loop comes again)."""
     try:
@@ -104,5 +84,4 @@ async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
 
 app.forever(value_dirty_keys)
 app.forever(reissue_corrections)
-app.forever(watch)
 app.forever(Relay(app.settings, lambda: app.should_stop).run)

@@ -14,7 +14,7 @@ from deploy.local.errors import StackError
 from sinks import database, operations
 from streams.settings import Settings, SettingsError, load
 from streams.topics import TopicError
-from tidemark.commands import audit, demo, jobs, produce, stack, worker
+from tidemark.commands import audit, demo, jobs, lag, produce, stack, worker
 
 
 class _OneLineErrors(click.Group):
@@ -65,5 +65,5 @@ def _shown(current: Settings, name: str) -> Any:
     return value if value is None or isinstance(value, int | float) else str(value)
 
 
-for command in [*stack.COMMANDS, *demo.COMMANDS, *worker.COMMANDS, *produce.COMMANDS, *audit.COMMANDS, *jobs.COMMANDS]:
+for command in [each for module in (stack, demo, worker, produce, audit, jobs, lag) for each in module.COMMANDS]:
     main.add_command(command)
