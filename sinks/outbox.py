@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from sinks import database
-from sinks.database import Connection, Pool
+from sinks.database import Connection, Pool, connect
 from sinks.model import DeadLetter
 
 CHANNEL = "tidemark_outbox"
@@ -99,6 +98,12 @@ async def wake(pool: Pool) -> None:
         await connection.execute(f"notify {CHANNEL}")
 
 
-def leadership(dsn: str) -> AbstractAsyncContextManager[Connection | None]:
+@asynccontextmanager
+async def leadership(dsn: str) -> AsyncIterator[Connection | None]:
     """A connection that holds the relay's leadership while open, or None when another relay leads."""
-    return database.leadership(dsn, _LEADER_LOCK)
+    connection = await connect(dsn)
+    try:
+        leads = await connection.fetchval("select pg_try_advisory_lock($1)", _LEADER_LOCK)
+        yield connection if leads else None
+    finally:
+        connection.terminate() if connection.is_closed() else await connection.close(timeout=5)

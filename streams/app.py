@@ -147,6 +147,8 @@ class App(BatchApp):
         """None when recovered, assigned and the database reachable; else what is missing."""
         if self.rebalancing or not self.tables.recovery.completed.is_set() or self.in_recovery:
             return "recovering"
+        if self.tables and not self.lease.held:
+            return "membership of the group not confirmed"
         try:
             async with asyncio.timeout(2), (await self.pool()).acquire() as connection:
                 await connection.fetchval("select 1")

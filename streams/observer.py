@@ -11,15 +11,15 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from uuid import UUID, uuid4
 
-from sinks import monitor, outbox, roster
+from sinks import outbox, roster
 from sinks.database import Connection, is_transient, leadership
 from streams import metrics
 from streams.app import App
+from streams.backlog import Backlog
 from streams.lag import LagReader, LagUnknown
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ _REPORT_SECONDS = 3.0
 _LEAVE_SECONDS = 2.0
 _LAG_SECONDS = 5.0
 _GAUGE_SECONDS = 5.0
-LOAD_SHARE = 150  # a look at Postgres waits so many times as long as it took: below one percent of a core
 
 _NAMES = {
     "triggers_pending": "instrument_reprocessing_triggers_pending",
@@ -141,14 +140,14 @@ async def _watch_lag(app: App, connection: Connection) -> None:
 
 async def _watch_backlog(app: App) -> None:
     pool = await app.pool()
+    backlog = Backlog()
     while not app.should_stop:
-        started = time.monotonic()
         async with pool.acquire() as connection:
-            gauges = asdict(await monitor.read_gauges(connection))
+            gauges = asdict((await backlog.read(connection))[1])
             pending, age = await outbox.backlog(connection)
         metrics.CLUSTER.gauges = {
             **{name: gauges[field] for field, name in _NAMES.items()},
             "outbox_events_pending": pending,
             "outbox_oldest_age_seconds": age,
         }
-        await asyncio.sleep(max(_GAUGE_SECONDS, LOAD_SHARE * (time.monotonic() - started)))
+        await asyncio.sleep(_GAUGE_SECONDS)

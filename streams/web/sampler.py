@@ -1,7 +1,7 @@
 """What the overview shows, sampled in the background: a page costs a rendering, however many look at it.
 
-A sample waits at least LOAD_SHARE times as long as it took, so that looking costs Postgres less than one percent of a
-core even when a look is dear.
+What is dear to count is counted more rarely (`streams/backlog.py`): looking costs Postgres less than one percent
+of a core; everything else is fresh at each sample.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from uuid import UUID
 from sinks import ledger, monitor, operations, roster
 from sinks.database import Connection, is_transient
 from streams.app import App
+from streams.backlog import Backlog
 from streams.lag import LagReader, LagUnknown, PartitionLag
-from streams.observer import LOAD_SHARE
 from streams.web.charts import Sparkline, sparkline
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ _SHOWN = 12
 _FAST, _SLOW = 2.0, 10.0  # seconds between samples: while somebody looks, and while nobody does
 _LOOKING = 15.0  # so long after the last look somebody counts as looking
 _LAG_SECONDS = 6.0
-_LATENCY = 0.015  # of the time a look takes, round trips rather than work
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +45,10 @@ class TopicLag:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The installation at one moment. lags None: the broker does not answer."""
+    """The installation at one moment. counted_at: when gauges were counted. lags None: the broker does not answer."""
 
     at: datetime
+    counted_at: datetime
     gauges: monitor.Gauges
     limit: operations.LimitState | None
     corrections: list[ledger.Correction]
@@ -60,7 +60,7 @@ class Sample:
     @property
     def settled(self) -> bool:
         """Whether the books are right: nothing is dirty, nothing is open."""
-        return self.gauges.dirty_keys == 0 and self.gauges.corrections_open == 0
+        return self.gauges.dirty_keys == 0 and self.gauges.corrections_open == 0 and not self.corrections
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Sampler:
         self._lags: tuple[float, list[TopicLag] | None] = (0.0, None)
         self._closing = AsyncExitStack()
         self._reader: LagReader | None = None
-        self._database_seconds = 0.0
+        self._backlog = Backlog()
         self.latest: Sample | None = None
         self.changed = asyncio.Condition()
 
@@ -98,13 +98,11 @@ class Sampler:
         """Until the worker stops."""
         try:
             while not self._app.should_stop:
-                started = time.monotonic()
                 await self._try()
-                took = time.monotonic() - started
                 pause = _FAST if time.monotonic() - self._looked < _LOOKING else _SLOW
                 self._wake.clear()
                 try:
-                    async with asyncio.timeout(max(pause, (self._database_seconds - _LATENCY) * LOAD_SHARE - took)):
+                    async with asyncio.timeout(pause):
                         await self._wake.wait()
                 except TimeoutError:
                     pass
@@ -128,15 +126,13 @@ class Sampler:
 
     async def _sample(self) -> Sample:
         async with (await self._app.pool()).acquire() as connection:
-            started = time.monotonic()
-            gauges = await monitor.read_gauges(connection)
+            counted_at, gauges = await self._backlog.read(connection)
             limit = await operations.limit_state(connection)
             corrections = await ledger.corrections(connection, ledger.Filter("OPEN"), None, _SHOWN)
             workers = await roster.read(connection)
-            self._database_seconds = time.monotonic() - started
             lags = await self._read_lags(connection)
         reset, valued = self._rates(workers)
-        return Sample(datetime.now(UTC), gauges, limit, corrections, workers, lags, reset, valued)
+        return Sample(datetime.now(UTC), counted_at, gauges, limit, corrections, workers, lags, reset, valued)
 
     async def _read_lags(self, connection: Connection) -> list[TopicLag] | None:
         at, lags = self._lags
