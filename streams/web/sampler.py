@@ -107,6 +107,8 @@ class Sampler:
                 except TimeoutError:
                     pass
         finally:
+            async with self.changed:
+                self.changed.notify_all()  # streams end with the worker
             await self._closing.aclose()
 
     def charts(self) -> list[Sparkline]:

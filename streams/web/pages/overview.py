@@ -13,7 +13,7 @@ from streams.web.problems import unavailable
 from streams.web.sampler import Sample, Sampler
 
 _FIRST_SECONDS = 10.0
-_HEARTBEAT_SECONDS = 15.0
+_HEARTBEAT_SECONDS = 5.0  # a stream notices within so long that its reader has gone
 
 
 class Overview:
