@@ -20,6 +20,7 @@ demo: setup  ## a late price and a back-dated trade corrected before your eyes; 
 	$(BIN)/tidemark demo $(if $(KEEP),--keep)
 
 test: setup lint types layers  ## lint, types, layers and all tests
+	tests/web/install-packages.sh
 	$(BIN)/pytest
 
 chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run after another; or SEEDS=1-20 TABLE=file.json

@@ -67,6 +67,17 @@ async def connect(dsn: str) -> Connection:
 
 
 @asynccontextmanager
+async def leadership(dsn: str, lock: int) -> AsyncIterator[Connection | None]:
+    """A connection that holds the advisory lock while it is open, or None when another one holds it."""
+    connection = await connect(dsn)
+    try:
+        leads = await connection.fetchval("select pg_try_advisory_lock($1)", lock)
+        yield connection if leads else None
+    finally:
+        connection.terminate() if connection.is_closed() else await connection.close(timeout=5)
+
+
+@asynccontextmanager
 async def open_connection(dsn: str) -> AsyncIterator[Connection]:
     """A connection for a command. Raises DatabaseError when there is no database, or it lacks this version's schema."""
     try:

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
+from typing import Any
 
+from sinks import holders
 from sinks.database import Connection
 
-_GAUGES = """
-with latest as (select max(business_date) as business_date from business_dates)
-select (select count(distinct security_id) from corrections
-        where right_at is null and reset_at is null and not held) as triggers_pending,
-       (select count(*) from position_state where status = 'REPROCESSING') as active_keys,
-       coalesce((select latest.business_date - min(greatest(watermark_date, date '1899-12-31'))
-                 from position_state, latest
-                 where watermark_date < latest.business_date
-                 group by latest.business_date), 0) as gap_days
+_LEDGER = """
+select (select max(business_date) from business_dates) as business_date,
+       count(distinct security_id) filter (where reset_at is null and not held) as triggers_pending,
+       count(*) as corrections_open,
+       count(*) filter (where held) as corrections_held,
+       coalesce(extract(epoch from clock_timestamp() - min(issued_at) filter (where not held)), 0)::float8
+           as oldest_correction_seconds
+from corrections where right_at is null
+"""
+
+# Only securities with work due are looked into, so that quiet books cost nothing however many keys there are.
+_KEYS = f"""
+with latest as (select max(business_date) as business_date from business_dates),
+behind as (
+    select k.watermark_date, count(*) filter (where {holders.due("k", "latest.business_date")}) as keys,
+           count(*) filter (where k.status = 'REPROCESSING') as active
+    from securities s
+    join latest on s.valued_through < latest.business_date
+    join position_state k on k.security_id = s.security_id
+    group by k.watermark_date
+)
+select coalesce(sum(b.active), 0)::bigint as active_keys,
+       coalesce(sum(b.keys), 0)::bigint as dirty_keys,
+       coalesce(sum(b.keys * (select count(*) from business_dates d where d.business_date > b.watermark_date)),
+                0)::bigint as dirty_snapshots,
+       coalesce(latest.business_date - min(greatest(b.watermark_date, date '1899-12-31')) filter (where b.keys > 0), 0)
+           as gap_days
+from latest left join behind b on true
+group by latest.business_date
 """
 
 _KEY = """
@@ -33,21 +56,47 @@ order by sequence
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """Securities with corrections not reset; keys REPROCESSING; days from the oldest watermark to L."""
+    """The backlog at one moment.
+
+    triggers_pending: securities with corrections not reset. oldest_correction_seconds: age of the oldest one that is
+    neither right nor held. active_keys: keys REPROCESSING. dirty_keys, dirty_snapshots: behind business_date (L), not
+    counting keys that a correction still has to reach. gap_days: from the oldest watermark to L.
+    """
 
     triggers_pending: int
+    corrections_open: int
+    corrections_held: int
+    oldest_correction_seconds: float
+    business_date: date | None
     active_keys: int
+    dirty_keys: int
+    dirty_snapshots: int
     gap_days: int
 
 
-async def read_gauges(connection: Connection) -> Gauges:
-    """One look at the backlog."""
-    row = await connection.fetchrow(_GAUGES)
+async def read_ledger(connection: Connection) -> dict[str, Any]:
+    """The part of Gauges that the ledger of corrections tells; cost: the open ones."""
+    row = await connection.fetchrow(_LEDGER)
     assert row is not None
-    return Gauges(row["triggers_pending"], row["active_keys"], row["gap_days"])
+    return dict(row)
 
 
-async def read_key(connection: Connection, portfolio_id: str, security_id: str) -> dict[str, object] | None:
+async def count_keys(connection: Connection) -> dict[str, Any]:
+    """The other part; cost: the keys of securities with work due."""
+    async with connection.transaction(readonly=True):
+        await connection.execute("set local max_parallel_workers_per_gather = 0")  # cheap rather than quick
+        row = await connection.fetchrow(_KEYS)
+    assert row is not None
+    return dict(row)
+
+
+async def read_positions(connection: Connection) -> dict[tuple[str, str, int], int]:
+    """The next offset of every exactly-once sink, by (consumer_group, topic, partition)."""
+    rows = await connection.fetch("select consumer_group, topic, partition, next_offset from kafka_offsets")
+    return {(row["consumer_group"], row["topic"], row["partition"]): row["next_offset"] for row in rows}
+
+
+async def read_key(connection: Connection, portfolio_id: str, security_id: str) -> dict[str, Any] | None:
     """One key with its live history (contract, Web: Keys), or None."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         state = await connection.fetchrow(_KEY, portfolio_id, security_id)
@@ -55,16 +104,3 @@ async def read_key(connection: Connection, portfolio_id: str, security_id: str) 
             return None
         history = await connection.fetch(_HISTORY, portfolio_id, security_id)
     return {**state, "history": [dict(row) for row in history]}
-
-
-async def read_jobs(connection: Connection, limit: int) -> list[dict[str, object]]:
-    """The latest jobs, newest first."""
-    rows = await connection.fetch(
-        """
-        select job_id, job_type, security_id, earliest_impacted_date, seq, status, attempt_count, failure_reason,
-               keys_total, keys_done, created_at, started_at, finished_at
-        from reprocessing_jobs order by job_id desc limit $1
-        """,
-        limit,
-    )
-    return [dict(row) for row in rows]

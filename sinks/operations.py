@@ -58,9 +58,9 @@ _SET_LIMIT = """
 insert into reset_limit as stored (rows_per_second, paused)
 values (coalesce($1::float8, $3::float8), coalesce($2::boolean, false))
 on conflict (only_row) do update set
-    rows_per_second = coalesce($1, stored.rows_per_second), paused = coalesce($2, stored.paused),
+    rows_per_second = coalesce($1::float8, stored.rows_per_second), paused = coalesce($2, stored.paused),
     tat = least(stored.tat, clock_timestamp()),
-    adapted_rows_per_second = case when $1 is null then stored.adapted_rows_per_second end
+    adapted_rows_per_second = case when $1::float8 is null then stored.adapted_rows_per_second end
 """
 
 _IMPACT = f"""

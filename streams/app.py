@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
@@ -12,21 +11,23 @@ from typing import Any
 
 import faust
 import faust.app.router
-from aiohttp import web as aiohttp_web
 from faust.types import TP
 from yarl import URL
 
 from sinks import outbox
 from sinks.database import Pool, connect_pool, is_transient
 from sinks.offsets import Offsets, Place
+from streams import logs
 from streams.kafka_clients import ssl_context
+from streams.membership import Lease
 from streams.settings import Settings
 from streams.table_recovery import Tables
 from streams.transport import BatchApp, BatchLimits
+from streams.web.access import Access, protect
+from streams.web.problems import answer_problems
 
 logger = logging.getLogger(__name__)
 
-_OPEN_PATHS = {"/healthz", "/readyz"}
 _HINT_SECONDS = 0.005  # a burst of commits costs one NOTIFY
 
 
@@ -34,11 +35,16 @@ class _Router(faust.app.router.Router):  # type: ignore[misc]
     """Faust asks its producer for a key's partition, which knows a topic only once it has produced to it."""
 
     def key_store(self, table_name: str, key: bytes | str) -> URL:
-        """The worker that holds the key. Raises KeyError while that is not known."""
+        """The worker that holds the key. Raises KeyError while that is not known for certain."""
         topic = self.app.tables[table_name].changelog_topic_name
         raw = key.encode() if isinstance(key, str) else key
-        partition = self.app.consumer.key_partition(topic, raw)
-        return URL(self._assignor._tps_url[TP(topic, partition)])
+        return self.holder(TP(topic, self.app.consumer.key_partition(topic, raw)))
+
+    def holder(self, partition: TP) -> URL:
+        """The worker that holds a partition of a table. Raises KeyError while that is not known for certain."""
+        if not self.app.settled:
+            raise KeyError(partition)
+        return URL(self._assignor._tps_url[partition])
 
 
 class _Monitor(faust.Monitor):  # type: ignore[misc]
@@ -55,13 +61,19 @@ class _Monitor(faust.Monitor):  # type: ignore[misc]
 class App(BatchApp):
     """One role's Faust app. Settings are read once; Postgres is connected at the first use."""
 
+    access: Access
+
     def __init__(self, role: str, settings: Settings) -> None:
+        settings.check_web()
         self.role = role
         self.settings = settings
         self._pool: Pool | None = None
         self._pool_lock = asyncio.Lock()
         self._hint = asyncio.Event()
-        super().__init__(settings.group(role), **_faust_settings(role, settings))
+        self.access = Access(settings)
+        self.lease = Lease(settings.session_timeout_seconds)
+        self._from_start: list[Callable[[], Awaitable[None]]] = []
+        super().__init__(settings.group(role), **_faust_settings(role, settings, self.access))
         self.offsets = Offsets(self.pool, settings.group(role), lambda: self.should_stop)
         self.monitor.fail = self.fail
         self.task(self._send_hints)
@@ -119,10 +131,40 @@ class App(BatchApp):
 
         self.task(guarded)
 
+    def from_start(self, body: Callable[[], Awaitable[None]]) -> None:
+        """Run the body beside the app from its start on, while a table recovers too."""
+        self._from_start.append(body)
+
+    async def on_start(self) -> None:
+        """Begin with what runs from the start."""
+        await super().on_start()
+        for body in self._from_start:
+            self.add_future(body())
+
+    @property
+    def partitions(self) -> list[str]:
+        """What is assigned to this worker now, as topic:partition."""
+        return (
+            [f"{tp.topic}:{tp.partition}" for tp in sorted(self.assignor.assigned_actives())] if self.consumer else []
+        )
+
+    @property
+    def restore_remaining(self) -> int:
+        """Changelog records still to be read before the table serves."""
+        return sum(self.tables.recovery.active_remaining().values())
+
+    @property
+    def settled(self) -> bool:
+        """Whether this worker's tables may be believed: assigned, recovered, and certainly still a member."""
+        recovering = self.in_recovery or not self.tables.recovery.completed.is_set()
+        return self.lease.held and not self.rebalancing and not recovering and not self.should_stop
+
     async def ready(self) -> str | None:
         """None when recovered, assigned and the database reachable; else what is missing."""
         if self.rebalancing or not self.tables.recovery.completed.is_set() or self.in_recovery:
             return "recovering"
+        if self.tables and not self.lease.held:
+            return "membership of the group not confirmed"
         try:
             async with asyncio.timeout(2), (await self.pool()).acquire() as connection:
                 await connection.fetchval("select 1")
@@ -131,7 +173,7 @@ class App(BatchApp):
         return None
 
 
-def _faust_settings(role: str, settings: Settings) -> dict[str, Any]:
+def _faust_settings(role: str, settings: Settings, access: Access) -> dict[str, Any]:
     data_dir = Path(settings.data_dir).absolute()
     data_dir.mkdir(parents=True, exist_ok=True)
     session = settings.session_timeout_seconds
@@ -160,8 +202,9 @@ def _faust_settings(role: str, settings: Settings) -> dict[str, Any]:
         "web_bind": settings.web_host,
         "web_host": settings.web_host,
         "web_port": settings.web_port or free_port(settings.web_host),
-        "web_application_options": {"middlewares": [_authorised(settings)]},
+        "web_application_options": {"middlewares": [protect, answer_problems, access.middleware()]},
         "worker_redirect_stdouts": False,
+        "logging_config": logs.configuration() if settings.log_format == "json" else None,
         "Monitor": _Monitor,
         "Router": _Router,
         "TableManager": Tables,
@@ -188,17 +231,3 @@ def _credentials(settings: Settings) -> Any:
             ssl_context=context,
         )
     return faust.SSLCredentials(context) if context else None
-
-
-def _authorised(settings: Settings) -> Any:
-    token = settings.web_token.get_secret_value() if settings.web_token else None
-
-    @aiohttp_web.middleware
-    async def authorise(request: aiohttp_web.Request, handler: Any) -> Any:
-        if token and request.path.rstrip("/") not in _OPEN_PATHS:
-            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), token.encode()):
-                return aiohttp_web.json_response({"error": "bearer token needed"}, status=401)
-        return await handler(request)
-
-    return authorise

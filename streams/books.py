@@ -9,11 +9,10 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
 
-from sinks import corrections, outbox, retention
+from sinks import corrections, retention
 from sinks.database import is_transient
-from sinks.monitor import Gauges, read_gauges
 from sinks.valuation import Pass, Valuation
-from streams import health, metrics, topics
+from streams import health, metrics, observer, topics
 from streams.app import App
 from streams.relay import Relay
 from streams.settings import load
@@ -24,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.1  # the poll is the truth; status events only shorten the wait
 _REPAIR_SECONDS = 5.0
-_GAUGE_SECONDS = 5.0
 _RETENTION_SECONDS = 60.0
 _RETENTION_PAUSE_SECONDS = 0.05  # between two steps
 
 app = App("books", load())
 health.add_pages(app)
+observer.join(app)
 _work = asyncio.Event()
 
 
@@ -74,26 +73,6 @@ async def reissue_corrections() -> None:
         await asyncio.sleep(every)
 
 
-async def watch() -> None:
-    """Gauges that only Postgres knows."""
-    pool = await app.pool()
-
-    async def read() -> tuple[Gauges, outbox.Backlog]:
-        async with pool.acquire() as connection:
-            return await read_gauges(connection), await outbox.backlog(connection)
-
-    while not app.should_stop:
-        if found := await _persist(read):
-            gauges, backlog = found
-            metrics.TRIGGERS_PENDING.set(gauges.triggers_pending)
-            metrics.ACTIVE_KEYS.set(gauges.active_keys)
-            metrics.SCHEDULER_GAP_DAYS.set(gauges.gap_days)
-            metrics.OUTBOX_PENDING.set(backlog.pending)
-            metrics.OUTBOX_HELD.set(backlog.held)
-            metrics.OUTBOX_AGE.set(backlog.oldest_seconds)
-        await asyncio.sleep(_GAUGE_SECONDS)
-
-
 async def retain() -> None:
     """Remove what is older than the settings say, in small steps."""
     pool = await app.pool()
@@ -130,6 +109,5 @@ async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
 
 app.forever(value_dirty_keys)
 app.forever(reissue_corrections)
-app.forever(watch)
 app.forever(retain)
 app.forever(Relay(app.settings, lambda: app.should_stop).run)

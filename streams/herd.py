@@ -26,7 +26,7 @@ from sinks.model import Job
 from sinks.offsets import Batch, Fenced, Offsets, Place, Record, Released, Stopping
 from sinks.resets import JobMoved, OpenJob, SmallChunk
 from sinks.window import Lane, Plan, Window, Work
-from streams import metrics
+from streams import logs, metrics
 from streams.settings import Settings
 
 T = TypeVar("T")
@@ -156,7 +156,8 @@ class Herd:
             if plan.is_group and granted.rows >= plan.keys:
                 used = await self._work_group(plan)
             else:
-                used = await self._work_piece(plan.lane, plan.jobs[0], granted.rows)
+                with logs.about(job_id=plan.jobs[0].job_id, security_id=plan.jobs[0].security_id):
+                    used = await self._work_piece(plan.lane, plan.jobs[0], granted.rows)
         except Fenced as outcome:
             self._fenced(plan.lane, outcome)
             return 0
@@ -213,6 +214,7 @@ class Herd:
             return 0
         self._jobs[lane][job.job_id] = after
         if after.ended:
+            logger.info("job %d %s: %d keys reset", after.job_id, after.status, after.keys_done)
             self._forget(lane, job.job_id)
             await self._pass(lane)
         else:

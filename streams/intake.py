@@ -9,13 +9,14 @@ from sinks import calendar, positions, prices
 from sinks.database import Connection
 from sinks.model import Price, Transaction
 from sinks.offsets import Batch
-from streams import health, records
+from streams import health, observer, records
 from streams.app import App
 from streams.settings import load
 from streams.sink_agent import Applied, Sink
 
 app = App("intake", load())
 health.add_pages(app)
+observer.join(app)
 
 
 async def close_dates(connection: Connection, dates: Sequence[tuple[int, date]]) -> Applied:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import ClassVar
+
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily
+
+DEAD_LETTER_REASONS = ("malformed", "invalid", "conflicting_duplicate", "too_large")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -28,15 +34,69 @@ OUTBOX_PUBLISHED = Counter("outbox_events_published", "Events acknowledged by th
 ROWS_RETIRED = Counter("retention_rows_removed", "Superseded history and finished jobs removed by age")
 TRIGGER_EVENTS = Counter("trigger_events", "Events taken by the trigger agent", ["kind"])
 
-TRIGGERS_PENDING = Gauge("instrument_reprocessing_triggers_pending", "Securities with corrections not yet reset")
-ACTIVE_KEYS = Gauge("reprocessing_active_keys_total", "Keys in status REPROCESSING")
-SCHEDULER_GAP_DAYS = Gauge("scheduler_gap_days", "Days from the oldest watermark to the latest closed business date")
-OUTBOX_PENDING = Gauge("outbox_events_pending", "Events that wait to be published")
-OUTBOX_HELD = Gauge("outbox_events_held", "Events held back behind one that cannot be published, and those themselves")
-OUTBOX_AGE = Gauge("outbox_oldest_age_seconds", "Age of the oldest event that waits")
-LAG = Gauge("kafka_consumergroup_lag", "Records behind the log's end", ["consumergroup", "topic", "partition"])
-LAG_SECONDS = Gauge(
-    "kafka_consumergroup_lag_seconds", "Age of the oldest record not consumed", ["consumergroup", "topic", "partition"]
+RESTORE_REMAINING = Gauge(
+    "table_restore_remaining_records", "Changelog records still to be read before the table serves"
 )
+READY = Gauge("worker_ready", "1 when recovered, assigned and the database reachable", ["role"])
+POOL_CONNECTIONS = Gauge("database_pool_connections", "Connections of the worker's pool", ["state"])
+LAG_ERRORS = Counter("consumergroup_lag_errors", "Looks at the lag that failed: the lag series are absent meanwhile")
+
+
+def expect(topic: str) -> None:
+    """Begin the topic's counters at zero: an increase from nothing would not be seen."""
+    for reason in DEAD_LETTER_REASONS:
+        DEAD_LETTERS.labels(topic, reason)
+    for counter in (FENCED, IGNORED, BATCHES, RECORDS, BATCH_SECONDS):
+        counter.labels(topic)
+
+
+class Cluster:
+    """Gauges of the whole installation, exported by one worker, the observer; others export none, never a stale one.
+
+    gauges: value by metric name, None where this worker does not observe. lags: None where the lag is not known.
+    """
+
+    HELP: ClassVar[dict[str, str]] = {
+        "instrument_reprocessing_triggers_pending": "Securities with corrections not yet reset",
+        "corrections_open": "Corrections not yet right, held ones included",
+        "corrections_held": "Corrections whose job failed or was cancelled: stale until requeued",
+        "correction_oldest_open_seconds": "Age of the oldest correction that is neither right nor held",
+        "reprocessing_active_keys_total": "Keys in status REPROCESSING",
+        "dirty_keys": "Keys whose watermark is before the latest closed business date",
+        "dirty_snapshots": "Snapshots to be valued again, at most: closed dates after the watermarks of dirty keys",
+        "scheduler_gap_days": "Days from the oldest watermark to the latest closed business date",
+        "outbox_events_pending": "Events that wait to be published",
+        "outbox_events_held": "Events held back behind one that cannot be published, and those themselves",
+        "outbox_oldest_age_seconds": "Age of the oldest event that waits",
+    }
+    LAG = "kafka_consumergroup_lag"
+    LAG_SECONDS = "kafka_consumergroup_lag_seconds"
+    LAG_HELP: ClassVar[dict[str, str]] = {
+        LAG: "Records from the first unread one to the end of the log",
+        LAG_SECONDS: "Age of the first unread record, by its timestamp",
+    }
+
+    def __init__(self) -> None:
+        self.gauges: dict[str, float] | None = None
+        self.lags: list[tuple[str, str, int, int, float]] | None = None
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """For the registry: what is known now."""
+        for name, value in (self.gauges or {}).items():
+            yield GaugeMetricFamily(name, self.HELP[name], value=value)
+        if self.lags is None:
+            return
+        labels = ["consumergroup", "topic", "partition"]
+        records = GaugeMetricFamily(self.LAG, self.LAG_HELP[self.LAG], labels=labels)
+        seconds = GaugeMetricFamily(self.LAG_SECONDS, self.LAG_HELP[self.LAG_SECONDS], labels=labels)
+        for group, topic, partition, lag, age in self.lags:
+            records.add_metric([group, topic, str(partition)], lag)
+            seconds.add_metric([group, topic, str(partition)], age)
+        yield records
+        yield seconds
+
+
+CLUSTER = Cluster()
+REGISTRY.register(CLUSTER)
 
 __all__ = ["REGISTRY"]

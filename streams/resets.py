@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable
 from sinks import limiter
 from sinks.database import is_transient
 from sinks.offsets import Batch
-from streams import health, metrics, topics
+from streams import health, metrics, observer, topics
 from streams.app import App
 from streams.herd import Herd
 from streams.settings import load
@@ -20,7 +20,9 @@ _ADAPT_SECONDS = 1.0
 
 app = App("resets", load())
 health.add_pages(app)
+observer.join(app)
 herd = Herd(app)
+metrics.FENCED.labels(app.settings.topic(topics.JOBS))  # begins at zero
 
 
 @app.agent(app.input(topics.JOBS))

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".tidemark"), description="local stack, table state (RocksDB), logs")
     web_host: str = Field("127.0.0.1", description="address every worker's web server binds")
     web_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free port")
-    web_token: SecretStr | None = Field(None, description="if set, web requests need it as a bearer token")
+    web_token: SecretStr | None = Field(None, description="web requests need it; unset: read-only")
     topic_prefix: str = Field("", description="put before every topic and consumer group", pattern=r"^[A-Za-z0-9._-]*$")
     internal_partitions: Annotated[int, Field(ge=1, le=1024)] = Field(
         4, description="partitions of every internal topic; fixed at first start"
@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     retain_finished_jobs_days: Annotated[float, Field(ge=0)] = Field(
         30, description="finished jobs whose corrections are right are removed after so long; 0: never"
     )
+    log_format: Literal["text", "json"] = Field("text", description="of the workers' logs; json: an object per line")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN")
     sasl_username: str | None = None
@@ -120,6 +121,14 @@ class Settings(BaseSettings):
 
     def _nothing_named(self, name: str) -> str:
         return f"no local stack runs in {self.data_dir}: start one with `tidemark up`, or set {name}"
+
+    def check_web(self) -> None:
+        """Raises SettingsError where the web servers would be open to the network without a token."""
+        if self.web_token is None and self.web_host not in ("127.0.0.1", "localhost", "::1"):
+            raise SettingsError(
+                f"TIDEMARK_WEB_HOST is {self.web_host}: set TIDEMARK_WEB_TOKEN too, so that not everyone who reaches "
+                "that address can look at the books and act on them"
+            )
 
     def environment(self) -> dict[str, str]:
         """The environment variables that give another process the same settings."""

@@ -44,6 +44,7 @@ class Sink(Generic[T]):
         self._topic = topic
         self._decode = decode
         self._apply = apply
+        metrics.expect(topic)
 
     async def take(self, batch: Batch) -> None:
         """Commit one batch, or drop it when fenced. Nothing else leaves: a bug ends the process."""

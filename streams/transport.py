@@ -37,6 +37,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from sinks.offsets import Batch, Claim, OffsetOutsideLog, Offsets
+from streams.membership import Lease
 
 if TYPE_CHECKING:
     from faust.types.tuples import ConsumerMessage
@@ -81,6 +82,7 @@ class _ClientThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # Faust offers it only together with its own transactions
+        self.app.lease.follow(consumer)
         return consumer
 
     async def fetch(self, partitions: set[TP], timeout: float, max_records: int) -> Fetched:
@@ -288,6 +290,7 @@ class BatchApp(faust.App):  # type: ignore[misc]
     """A Faust app with batch topics. `offsets` owns their positions; `fail` ends the process with a reason."""
 
     offsets: Offsets
+    lease: Lease
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.batch_topics: dict[str, BatchLimits] = {}

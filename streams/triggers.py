@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from streams import api, health, metrics, topics
+from streams import health, logs, metrics, observer, topics
 from streams.app import App
 from streams.settings import load
+from streams.web import console
 from tables import triggers
 from tables.triggers import Decision, Entry, Status, Trigger
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 app = App("triggers", load())
 health.add_pages(app)
+observer.join(app)
 
 _TRIGGERS = app.settings.topic(topics.TRIGGERS)
 _entry = msgspec.json.Decoder(Entry)
@@ -37,7 +39,7 @@ table = app.Table(
     partitions=app.settings.internal_partitions,
     options={"block_cache_size": 64 << 20, "write_buffer_size": 8 << 20, "max_open_files": 256},
 )
-api.add_pages(app, table, _entry.decode)
+console.add_pages(app, table, _entry.decode)
 
 
 @app.agent(app.topic(_TRIGGERS, app.settings.topic(topics.STATUS), key_type=bytes, value_type=bytes))
@@ -46,7 +48,8 @@ async def decide(stream: Any) -> None:
     events: AsyncIterable[Any] = stream.events()
     async for event in events:
         try:
-            await _take(event)
+            with logs.about(event_id=_event_id(event), security_id=event.key.decode(errors="replace")):
+                await _take(event)
         except Exception as error:
             logger.exception("%s[%d] at %d", event.message.topic, event.message.partition, event.message.offset)
             app.fail(f"{type(error).__name__}: {error}")
@@ -76,13 +79,20 @@ async def _carry_out(key: bytes, before: Entry | None, decision: Decision) -> No
     if decision.publish or decision.release:
         value = msgspec.json.encode(decision.publish) if decision.publish else None
         job_id = decision.publish.job_id if decision.publish else before.in_flight.job_id  # type: ignore[union-attr]
-        acked = await jobs.send(key=key, value=value, headers={"event_id": str(job_id).encode()})
+        headers = {"event_id": str(job_id).encode(), "job_id": str(job_id).encode(), "security_id": key}
+        acked = await jobs.send(key=key, value=value, headers=headers)
         await acked
+        logger.info("job %d %s", job_id, "published" if decision.publish else "released", extra={"job_id": job_id})
     if decision.entry is None:
         if before is not None:
             del table[key]
     elif decision.entry != before:
         table[key] = msgspec.json.encode(decision.entry)
+
+
+def _event_id(event: Any) -> str | None:
+    value = (event.headers or {}).get("event_id")
+    return value.decode(errors="replace") if value else None
 
 
 def _load(key: bytes) -> Entry | None:

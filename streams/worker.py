@@ -19,8 +19,10 @@ def run(role: str, settings: Settings) -> NoReturn:
     """Run until SIGTERM or SIGINT; exits the process."""
     # Role modules read the settings themselves, at import: say what is missing before, in one line.
     settings.broker, settings.dsn  # noqa: B018
+    settings.check_web()
     uvloop.install()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     app = importlib.import_module(f"streams.{role}").app
-    worker = faust.Worker(app, loglevel="INFO", redirect_stdouts=False)
+    json = settings.log_format == "json"  # then nothing else may be written among the lines
+    worker = faust.Worker(app, loglevel="INFO", redirect_stdouts=False, quiet=json)
     sys.exit(worker.execute_from_commandline())

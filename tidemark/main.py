@@ -14,7 +14,7 @@ from deploy.local.errors import StackError
 from sinks import database, operations
 from streams.settings import Settings, SettingsError, load
 from streams.topics import TopicError
-from tidemark.commands import audit, demo, history, jobs, outbox, produce, restore, stack, worker
+from tidemark.commands import audit, demo, history, jobs, lag, outbox, produce, restore, stack, worker
 
 
 class _OneLineErrors(click.Group):
@@ -65,6 +65,6 @@ def _shown(current: Settings, name: str) -> Any:
     return value if value is None or isinstance(value, int | float) else str(value)
 
 
-for module in (stack, demo, worker, produce, audit, history, jobs, outbox, restore):
+for module in (stack, demo, worker, produce, audit, history, jobs, lag, outbox, restore):
     for command in module.COMMANDS:
         main.add_command(command)

@@ -27,7 +27,10 @@ def test_the_compose_file_runs_every_role_with_settings_that_exist() -> None:
     assert commands == [["worker", role] for role in ROLES]
     known = {f"TIDEMARK_{name.upper()}" for name in Settings.model_fields}
     assert set(services["intake"]["environment"]) <= known
+    assert services["intake"]["environment"]["TIDEMARK_WEB_TOKEN"].startswith("${TIDEMARK_WEB_TOKEN:?")
     for service in services.values():
+        for mount in service.get("volumes", []):
+            assert not mount.startswith("./") or (ROOT / mount.split(":")[0]).exists()
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 

@@ -24,6 +24,7 @@ def up(detach: bool) -> None:
     With TIDEMARK_BROKER_URL and TIDEMARK_DATABASE_URL set, start the workers only.
     """
     settings = load_named()
+    settings.check_web()
     if detach:
         _detach(settings)
     else:

@@ -1,0 +1,1 @@
+"""The console: one page, one module; its template has the same name."""

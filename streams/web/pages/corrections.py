@@ -1,0 +1,77 @@
+"""`/corrections`: the ledger with filters; `/corrections/SEQ`: one correction from arrival until right."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from sinks import ledger, operations, progress
+from streams.app import App
+from streams.web import parameters, render
+from streams.web.problems import Problem
+
+_PAGE = 100
+AGES = ((60, "1 minute"), (600, "10 minutes"), (3600, "1 hour"), (86400, "1 day"))
+
+
+def filter_of(values: object) -> ledger.Filter:
+    """The filter in a query or a form. Raises Problem `invalid`."""
+    get = values.get  # type: ignore[attr-defined]
+    status, age = get("status") or None, get("older_than_seconds") or None
+    if status and status not in ledger.STATUSES:
+        raise Problem("invalid", f"status: one of {', '.join(ledger.STATUSES)}, got {status!r}")
+    if age and not str(age).isdecimal():
+        raise Problem("invalid", f"older_than_seconds: expected a whole number, got {age!r}")
+    return ledger.Filter(status, get("security_id") or None, float(age) if age else None)
+
+
+class Corrections:
+    """The list and the single page."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def add_routes(self, application: web.Application) -> None:
+        """Mount both."""
+        application.router.add_get("/corrections", self.show_all)
+        application.router.add_get("/corrections/{seq}", self.show)
+
+    async def show_all(self, request: web.Request) -> web.StreamResponse:
+        """Newest first, a page at a time."""
+        wanted, before = filter_of(request.query), parameters.integer(request, "cursor")
+        async with (await self._app.pool()).acquire() as connection:
+            found = await ledger.corrections(connection, wanted, before, _PAGE + 1)
+        following = request.rel_url.update_query(cursor=str(found[_PAGE - 1].seq)) if len(found) > _PAGE else None
+        return render.page(
+            request,
+            "corrections.html",
+            corrections=found[:_PAGE],
+            wanted=wanted,
+            statuses=ledger.STATUSES,
+            ages=AGES,
+            following=following,
+        )
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        """One; with `?part=live` only what changes while it is worked on."""
+        seq = parameters.number_segment(request, "seq")
+        async with (await self._app.pool()).acquire() as connection:
+            found = await progress.correction_progress(connection, seq)
+            if found is None:
+                raise Problem("not-found", f"there is no correction {seq}")
+            limit = await operations.limit_state(connection)
+            steps = await ledger.milestones(connection, seq)
+            if request.query.get("part") == "live":
+                return render.page(request, "correction_live.html", found=found, limit=limit, steps=steps)
+            holders = await ledger.largest_holders(connection, found.security_id)
+            prices = await ledger.prices_around(connection, found.security_id, found.earliest_date)
+            others = await progress.security_progress(connection, found.security_id, 6)
+        return render.page(
+            request,
+            "correction.html",
+            found=found,
+            limit=limit,
+            steps=steps,
+            holders=holders,
+            prices=prices,
+            others=[each for each in others if each.seq != seq][:5],
+        )

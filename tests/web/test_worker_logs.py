@@ -1,0 +1,35 @@
+"""JSON logs of real workers: an object per line; a correction can be followed through them and through Kafka."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.topology import Topology
+from tests.web.world import price, trade
+
+
+def lines(running: Topology, role: str) -> list[dict[str, Any]]:
+    log = running.settings.data_dir / "logs" / f"{role}.log"
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+async def test_a_correction_can_be_followed(running: Topology) -> None:
+    await running.send([price("LOGGED", 1, 10), trade("P", "LOGGED", 1, 1, 1)])
+    await running.settle()
+    await running.send([price("LOGGED", 4, 12)])
+    await running.settle()
+    job_id = await running.pool.fetchval("select max(job_id) from reprocessing_jobs where security_id = 'LOGGED'")
+    for role in ("intake", "triggers", "resets", "books"):
+        assert all({"at", "level", "logger", "message"} <= line.keys() for line in lines(running, role))
+    published = [line for line in lines(running, "triggers") if line.get("job_id") == job_id]
+    assert [line["message"] for line in published] == [f"job {job_id} published", f"job {job_id} released"]
+    assert {line["security_id"] for line in published} == {"LOGGED"}
+    assert all(line["event_id"].isdecimal() for line in published)
+    records = [record for record in await running.read("reprocessing-jobs") if record.key == b"LOGGED"]
+    for record in records:
+        headers = dict(record.headers)
+        assert headers["security_id"] == b"LOGGED"
+        assert headers["job_id"].isdigit()
+        assert headers["event_id"].isdigit()
+    assert headers["job_id"] == str(job_id).encode()
