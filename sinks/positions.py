@@ -120,21 +120,25 @@ async def apply(
     """Book the batch. Each key is appended to, or rebuilt once under a new epoch."""
     stored = await transactions.store(connection, numbered)
     outcome = PositionOutcome(stored.ignored, stored.conflicts)
-    touches = booking.touches(stored.changes)
-    if not touches:
-        return outcome
-    before = await _lock(connection, touches)
-    bookings = await _book(connection, touches, before, method)
-    await _write_history(connection, bookings)
-    await _publish(connection, bookings)
-    await _move(connection, bookings, before)
-    for booked in bookings:
+    for booked in await book(connection, booking.touches(stored.changes), method):
         if booked.rebuilt_from is None:
             outcome.appended += len(booked.entries)
         else:
             outcome.rebuilt += 1
             outcome.replayed += len(booked.live)
     return outcome
+
+
+async def book(connection: Connection, touches: dict[Key, Touch], method: CostBasisMethod) -> list[Booking]:
+    """Write what the touches make of their keys, which come in lock order: history, epoch, watermark, outbox."""
+    if not touches:
+        return []
+    before = await _lock(connection, touches)
+    bookings = await _book(connection, touches, before, method)
+    await _write_history(connection, bookings)
+    await _publish(connection, bookings)
+    await _move(connection, bookings, before)
+    return bookings
 
 
 async def _lock(connection: Connection, touches: dict[Key, Touch]) -> dict[Key, KeyState]:

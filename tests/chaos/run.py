@@ -120,7 +120,7 @@ async def run(
             report.wrong += await witness.verdict()
             audit = await audit_books(dsn, settings.cost_basis_method)
             report.snapshots = audit.snapshots
-            report.wrong += audit.differences[:10]
+            report.wrong += map(str, audit.differences[:10])
             expected = scenarios.expected_books(events, settings.cost_basis_method)
             if audit.snapshots != expected.snapshot_count:
                 report.wrong.append(f"{audit.snapshots} snapshots, expected {expected.snapshot_count}")
