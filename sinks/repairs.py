@@ -15,11 +15,11 @@ from sinks.database import Connection
 from sinks.model import CostBasisMethod
 
 REASON = "audit"
-_EVERYTHING = date(1900, 1, 1)  # no transaction is older (semantics, Bad input)
+_BEFORE_ALL = date(1900, 1, 1)  # no transaction is older (semantics, Bad input)
 
 _ENSURE_KEYS = """
 insert into position_state (security_id, portfolio_id, watermark_date)
-select * from unnest($1::text[], $2::text[], $3::date[])
+select security_id, portfolio_id, $3 from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
 on conflict do nothing
 """
 
@@ -38,17 +38,16 @@ async def revalue(connection: Connection, securities: Sequence[tuple[str, date]]
     return len(await corrections.issue(connection, securities, REASON))
 
 
-async def rebuild(connection: Connection, keys: Sequence[tuple[str, str, date | None]], method: CostBasisMethod) -> int:
-    """Book (security_id, portfolio_id) anew from their transactions, valued again from the date on (None: from the
-    first); returns how many. A key without transactions is left empty.
+async def rebuild(connection: Connection, keys: Sequence[tuple[str, str]], method: CostBasisMethod) -> int:
+    """Book (security_id, portfolio_id) anew from all their transactions; returns how many.
+
+    A key without transactions is left empty.
     """
-    touches = {
-        (security, portfolio): Touch(corrected=(datetime.combine(day or _EVERYTHING, time.min, UTC), b""))
-        for security, portfolio, day in sorted(keys, key=lambda key: (key[0].encode(), key[1].encode()))
-    }
+    beginning = datetime.combine(_BEFORE_ALL, time.min, UTC)
+    in_order = sorted(keys, key=lambda key: (key[0].encode(), key[1].encode()))
+    touches = {key: Touch(corrected=(beginning, b"")) for key in in_order}
     ids = [security for security, _ in touches], [portfolio for _, portfolio in touches]
-    # A key that had no state gets one that is not due yet: booking lowers its watermark, and tells the valuation.
-    watermarks = [touch.corrected[0].date() for touch in touches.values() if touch.corrected]
-    await connection.execute(_ENSURE_KEYS, *ids, watermarks)
+    # A key that had no state gets one that is not due: booking lowers its watermark, and tells the valuation.
+    await connection.execute(_ENSURE_KEYS, *ids, _BEFORE_ALL)
     await connection.execute(_RAISE_EPOCHS, *ids)
     return len(await positions.book(connection, touches, method))

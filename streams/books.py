@@ -1,4 +1,4 @@
-"""Role `books`: the valuation loop, the outbox relay and the repair of corrections that lost their job."""
+"""Role `books`: the valuation loop, the outbox relay, the repair of lost corrections and the auditor."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import logging
 from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import TypeVar
 
-from sinks import corrections, outbox
+from sinks import audit_progress, corrections, outbox
 from sinks.database import is_transient
 from sinks.monitor import Gauges, read_gauges
 from sinks.valuation import Valuation
 from streams import health, metrics, topics
 from streams.app import App
+from streams.auditor import audit_continuously
 from streams.relay import Relay
 from streams.settings import load
 
@@ -71,19 +72,29 @@ async def watch() -> None:
     """Gauges that only Postgres knows."""
     pool = await app.pool()
 
-    async def read() -> tuple[Gauges, tuple[int, float]]:
+    async def read() -> tuple[Gauges, tuple[int, float], float | None]:
         async with pool.acquire() as connection:
-            return await read_gauges(connection), await outbox.backlog(connection)
+            return (
+                await read_gauges(connection),
+                await outbox.backlog(connection),
+                await audit_progress.full_pass_age(connection),
+            )
 
     while not app.should_stop:
         if found := await _persist(read):
-            gauges, (pending, age) = found
+            gauges, (pending, age), audit_age = found
             metrics.TRIGGERS_PENDING.set(gauges.triggers_pending)
             metrics.ACTIVE_KEYS.set(gauges.active_keys)
             metrics.SCHEDULER_GAP_DAYS.set(gauges.gap_days)
             metrics.OUTBOX_PENDING.set(pending)
             metrics.OUTBOX_AGE.set(age)
+            metrics.AUDIT_AGE.set(float("nan") if audit_age is None else audit_age)
         await asyncio.sleep(_GAUGE_SECONDS)
+
+
+async def audit() -> None:
+    """The books against a recomputation, little by little."""
+    await audit_continuously(app.settings, lambda: app.should_stop)
 
 
 async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
@@ -101,4 +112,5 @@ async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
 app.forever(value_dirty_keys)
 app.forever(reissue_corrections)
 app.forever(watch)
+app.forever(audit)
 app.forever(Relay(app.settings, lambda: app.should_stop).run)

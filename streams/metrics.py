@@ -25,6 +25,9 @@ ACTIVE_KEYS = Gauge("reprocessing_active_keys_total", "Keys in status REPROCESSI
 SCHEDULER_GAP_DAYS = Gauge("scheduler_gap_days", "Days from the oldest watermark to the latest closed business date")
 OUTBOX_PENDING = Gauge("outbox_events_pending", "Events that wait to be published")
 OUTBOX_AGE = Gauge("outbox_oldest_age_seconds", "Age of the oldest event that waits")
+AUDIT_DIFFERENCES = Counter("audit_differences", "Differences that the background auditor found, each counted once")
+AUDIT_AGE = Gauge("audit_last_full_pass_age_seconds", "Since the auditor last went through all keys; NaN: not yet")
+AUDIT_AGE.set(float("nan"))
 LAG = Gauge("kafka_consumergroup_lag", "Records behind the log's end", ["consumergroup", "topic", "partition"])
 LAG_SECONDS = Gauge(
     "kafka_consumergroup_lag_seconds", "Age of the oldest record not consumed", ["consumergroup", "topic", "partition"]

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     repair_after_seconds: Annotated[float, Field(gt=0)] = Field(
         30, description="a correction without a live job for so long is issued again"
     )
+    audit_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.02, description="of one processor's time, for the auditor in the background; 0: none"
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN")
     sasl_username: str | None = None

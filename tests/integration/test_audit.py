@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -12,11 +13,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from sinks import audit_progress
+from streams import metrics
+from streams.auditor import audit_continuously
+from streams.settings import load_named
 from tests import scenarios
 from tests.engine import Engine
 from tidemark.audit import Scope, audit_books, repair
 from tidemark.audit import books as audit_module
+from tidemark.audit.background import Auditor
 from tidemark.main import main
+from tidemark.oracle import Difference
 
 L = date(2025, 1, 8)
 SNAPSHOT = "portfolio P1, security A, snapshot 2025-01-03"
@@ -148,7 +155,7 @@ async def test_a_repair_goes_through_the_normal_path(engine: Engine, database: s
     planner = repair.Planner()
     await audit_books(database, "FIFO", on_difference=planner.add)
     plan = planner.plan()
-    assert (plan.securities, list(plan.keys)) == ({"B": date(2025, 1, 2)}, [("P1", "A")])
+    assert (plan.securities, plan.keys) == ({"B": date(2025, 1, 2)}, {("P1", "A")})
     await repair.carry_out(database, "FIFO", plan)
     engine.published.clear()
     await engine.drain()
@@ -258,8 +265,6 @@ def run(database: str, *arguments: str) -> Any:
 
 
 async def test_the_command(engine: Engine, database: str, tmp_path: Path) -> None:
-    import asyncio
-
     async def audit(*arguments: str) -> Any:
         return await asyncio.to_thread(run, database, *arguments)
 
@@ -292,3 +297,59 @@ async def test_the_command(engine: Engine, database: str, tmp_path: Path) -> Non
         refused = await audit(*arguments)
         assert refused.exit_code in (1, 2)
         assert message in refused.stderr
+
+
+async def test_the_auditor_goes_on_where_it_was_and_tells_once(
+    engine: Engine, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_module, "ROWS_AT_ONCE", 12)  # two keys in a piece
+    await engine.pool.execute(f"update daily_position_snapshots set price = 1 where {_KEY} and valuation_date = $1", L)
+    told: list[Difference] = []
+    rests: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    ended = []
+    for _ in range(2):  # the second as after a restart
+        auditor = Auditor(database, "FIFO", 0.25, told.append, rest)
+        async with audit_progress.leadership(database) as progress, audit_progress.leadership(database) as other:
+            assert other is None
+            assert progress is not None
+            ended += [await auditor.step(progress) for _ in range(2)]
+    assert ended == [False, False, False, True]
+    assert [difference.key for difference in told] == [("P1", "A")]
+    assert all(seconds > 0 for seconds in rests)
+    async with engine.pool.acquire() as connection:
+        assert await audit_progress.full_pass_age(connection) < 60
+    async with audit_progress.leadership(database) as progress:
+        assert progress is not None
+        for _ in range(8):
+            await auditor.step(progress)
+    assert [difference.key for difference in told] == [("P1", "A")] * 2  # by either process, once
+
+
+async def test_the_worker_counts_and_logs_what_its_auditor_finds(
+    engine: Engine, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await engine.pool.execute(f"delete from daily_position_snapshots where {_KEY}")
+    settings = load_named(database_url=database, broker_url="kafka://127.0.0.1:1", audit_share=1)
+    before = metrics.AUDIT_DIFFERENCES._value.get()
+    auditing = asyncio.create_task(audit_continuously(settings, lambda: False))
+    try:
+        async with asyncio.timeout(60):
+            while await engine.pool.fetchval("select full_pass_at from audit_progress") is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            while metrics.AUDIT_DIFFERENCES._value.get() < before + 5:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    finally:
+        auditing.cancel()
+        await asyncio.gather(auditing, return_exceptions=True)
+    assert metrics.AUDIT_DIFFERENCES._value.get() == before + 5
+    assert "portfolio P1, security A, snapshot 2025-01-08: is missing" in caplog.text
+    async with asyncio.timeout(30):  # its process is gone, and its leadership with it
+        while True:
+            async with audit_progress.leadership(database) as progress:
+                if progress:
+                    break
+            await asyncio.sleep(0.05)

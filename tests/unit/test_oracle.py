@@ -445,6 +445,16 @@ def test_a_key_that_waits_for_ever_is_a_difference(books):
     assert line.endswith("watermark is 2025-09-01, but the security counts as valued through 2025-09-12")
 
 
+def test_a_closed_position_may_stay_behind():
+    books = compute_books([trade("BUY", 10, 100, 1), trade("SELL", 10, 90, 2)], [price(1, 1)], BUSINESS, "FIFO")
+    behind = replace(actual_rows(books), states={KEY: StateRow(0, BUSINESS[3], "CURRENT", BUSINESS[-1])})
+    assert compared(books, behind) == []
+    open_still = replace(behind, states={KEY: StateRow(0, BUSINESS[0], "CURRENT", BUSINESS[-1])})
+    assert compared(books, open_still) == [
+        "portfolio P, security S, state: watermark is 2025-09-01, should be 2025-09-12"
+    ]
+
+
 # Laws
 
 amounts = st.decimals(min_value=D("0.01"), max_value=1_000, places=4)

@@ -118,10 +118,15 @@ async def _resolve(reader: BooksReader, scope: Scope) -> tuple[Piece, int]:
     return Piece(keys=tuple(sorted(keys))), len(keys)
 
 
+async def piece_size(reader: BooksReader) -> int:
+    """How many keys make a piece."""
+    dates = len(await reader.business_dates())
+    return max(1, min(_KEYS_AT_ONCE, ROWS_AT_ONCE // (dates + 1)))
+
+
 async def split(reader: BooksReader, whole: Piece) -> AsyncIterator[Piece]:
     """Pieces of about ROWS_AT_ONCE snapshots each; at least of one key."""
-    dates = len(await reader.business_dates())
-    size = max(1, min(_KEYS_AT_ONCE, ROWS_AT_ONCE // (dates + 1)))
+    size = await piece_size(reader)
     if whole.keys is not None:
         for first in range(0, len(whole.keys), size):
             yield Piece(keys=whole.keys[first : first + size])

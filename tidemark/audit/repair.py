@@ -14,9 +14,9 @@ _KEYS_AT_ONCE = 500
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """keys: to be booked anew, from the date on (None: from the first). securities: to be valued again."""
+    """keys: to be booked anew from all their transactions. securities: to be valued again from a date on."""
 
-    keys: dict[Key, date | None]
+    keys: set[Key]
     securities: dict[str, date]
 
 
@@ -24,21 +24,20 @@ class Planner:
     """Collects differences; its memory grows with the keys that differ, not with the differences."""
 
     def __init__(self) -> None:
-        self._keys: dict[Key, date | None] = {}
+        self._keys: set[Key] = set()
         self._securities: dict[str, date] = {}
 
     def add(self, difference: Difference) -> None:
         """Take a difference into account."""
         if _needs_rebuild(difference):
-            days = [self._keys.get(difference.key, difference.day), difference.day]
-            self._keys[difference.key] = None if None in days else min(day for day in days if day)
+            self._keys.add(difference.key)
         elif difference.day:
             known = self._securities.get(difference.security_id, difference.day)
             self._securities[difference.security_id] = min(known, difference.day)
 
     def plan(self) -> Plan:
         """What all that was added needs."""
-        return Plan(dict(self._keys), dict(self._securities))
+        return Plan(set(self._keys), dict(self._securities))
 
 
 def _needs_rebuild(difference: Difference) -> bool:
@@ -53,9 +52,7 @@ def _needs_rebuild(difference: Difference) -> bool:
 async def carry_out(dsn: str, method: Method, wanted: Plan) -> None:
     """Queue it all, in short transactions; may be repeated."""
     connection = await connect(dsn)
-    keys = [
-        (security, portfolio, day) for (portfolio, security), day in sorted(wanted.keys.items(), key=lambda k: k[0])
-    ]
+    keys = sorted((security, portfolio) for portfolio, security in wanted.keys)
     try:
         for first in range(0, len(keys), _KEYS_AT_ONCE):
             async with connection.transaction():

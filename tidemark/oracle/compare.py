@@ -80,9 +80,9 @@ def compare(
         wanted = expected.history.get(key, [])
         found += _history(key, wanted, actual.history.get(key, []))
         found += _state(key, wanted, actual.states.get(key), actual.epochs.get(key, 0))
-        found += _watermark(key, wanted, actual.states.get(key), latest, is_dirty=key in dirty)
-        until = dirty.get(key, date.max)
-        found += _snapshots(key, expected.snapshots.get(key, []), actual.snapshots.get(key, []), until)
+        snapshots = expected.snapshots.get(key, [])
+        found += _watermark(key, wanted, snapshots, actual.states.get(key), latest, is_dirty=key in dirty)
+        found += _snapshots(key, snapshots, actual.snapshots.get(key, []), dirty.get(key, date.max))
     return found
 
 
@@ -143,26 +143,35 @@ def _state(key: Key, expected: Sequence[HistoryRow], state: StateRow | None, new
 
 
 def _watermark(
-    key: Key, expected: Sequence[HistoryRow], state: StateRow | None, latest: date | None, *, is_dirty: bool
+    key: Key,
+    history: Sequence[HistoryRow],
+    snapshots: Sequence[SnapshotRow],
+    state: StateRow | None,
+    latest: date | None,
+    *,
+    is_dirty: bool,
 ) -> Iterator[Difference]:
-    """A clean key's watermark reaches L, and is beyond it only where the key's first position date is later still.
-
-    A key that waits for a valuation must be one that the valuation will find.
+    """A clean key's watermark reaches L, unless nothing is to be valued after it; it is beyond L only where the key's
+    first position date is later still. A key that waits for a valuation must be one that the valuation will find.
     """
     if state is None or latest is None:
         return
     watermark = state.watermark_date
-    next_day = watermark + timedelta(days=1)
-    if watermark < latest and (state.valued_through is None or state.valued_through > watermark):
-        problem = f"watermark is {watermark}, but the security counts as valued through {state.valued_through}"
-        yield _of_state(key, problem, next_day, ("watermark_date", str(watermark), _text(latest)))
-    if watermark < latest and not is_dirty:
-        problem = f"watermark is {watermark}, should be {latest}"
-        yield _of_state(key, problem, next_day, ("watermark_date", str(watermark), str(latest)))
-    elif watermark > latest and expected and expected[0].position_date <= watermark:
+    if watermark < latest:
+        if not snapshots or snapshots[-1].valuation_date <= watermark:
+            return
+        value = ("watermark_date", str(watermark), str(latest))
+        if not is_dirty:
+            problem = f"watermark is {watermark}, should be {latest}"
+        elif state.valued_through is None or state.valued_through > watermark:
+            problem = f"watermark is {watermark}, but the security counts as valued through {state.valued_through}"
+        else:
+            return
+        yield _of_state(key, problem, watermark + timedelta(days=1), value)
+    elif watermark > latest and history and history[0].position_date <= watermark:
         problem = f"watermark is {watermark}, beyond the latest closed date {latest}"
         yield _of_state(key, problem, latest, ("watermark_date", str(watermark), str(latest)))
-    elif watermark >= latest and state.status != "CURRENT":
+    elif state.status != "CURRENT":
         problem = f"status is {state.status}, should be CURRENT"
         yield _of_state(key, problem, latest, ("status", state.status, "CURRENT"))
 
