@@ -117,7 +117,12 @@ class PositionOutcome:
 async def apply(
     connection: Connection, numbered: Sequence[tuple[int, Transaction]], method: CostBasisMethod
 ) -> PositionOutcome:
-    """Book the batch. Each key is appended to, or rebuilt once under a new epoch."""
+    """Book the batch. Each key is appended to, or rebuilt once under a new epoch.
+
+    Holds the calendar still: closing a date before L issues corrections for the keys there are, and must not miss one
+    that is being made.
+    """
+    await calendar.lock_shared(connection)
     stored = await transactions.store(connection, numbered)
     outcome = PositionOutcome(stored.ignored, stored.conflicts)
     for booked in await book(connection, booking.touches(stored.changes), method):
