@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from functools import reduce
 
 from sinks.model import CostBasisMethod, Transaction
 
@@ -37,12 +38,12 @@ class CostState:
     @property
     def quantity(self) -> Decimal:
         """Units held; negative when short."""
-        return _EXACT.create_decimal(sum((lot.quantity for lot in self.lots), ZERO))
+        return reduce(_EXACT.add, (lot.quantity for lot in self.lots), ZERO)
 
     @property
     def cost_basis(self) -> Decimal:
         """Cost of what is held; exactly zero when nothing is."""
-        return _EXACT.create_decimal(sum((lot.cost for lot in self.lots), ZERO))
+        return reduce(_EXACT.add, (lot.cost for lot in self.lots), ZERO)
 
 
 def rounded(value: Decimal) -> Decimal:

@@ -1,4 +1,4 @@
-"""The sinks on the model of Postgres: statement by statement what their SQL does, with the same locks in the same order.
+"""The sinks on the model of Postgres: statement by statement what their SQL does, with the same locks in their order.
 
 What is pure in the engine (folding revisions, what a batch touches, whether a key is rebuilt, which price wins) is the
 engine's own code. Each guard that can be taken out stands where the SQL has it; `traps.py` says what it is for.
@@ -159,10 +159,8 @@ class Books:
             await tx.lock_advisory("calendar", shared=False)
         await tx.statement()
         before = self.latest(tx)
-        repaired = []
-        for day in sorted(set(days)):
-            if await tx.insert("business_dates", day, True) and before is not None and day < before:
-                repaired.append(day)
+        closed = [day for day in sorted(set(days)) if await tx.insert("business_dates", day, True)]
+        repaired = [day for day in closed if before is not None and day < before]
         if repaired:
             securities = sorted({security for security, _ in tx.scan("position_state")})
             await self.issue(tx, [(security, min(repaired)) for security in securities], "calendar")

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from tests.simulation.postgres import Transaction as Tx
 from tests.simulation.scheduler import Choices, shrink
 from tests.simulation.world import World
 from tidemark.oracle import Actual, HistoryRow, Inputs, Key, Price, StateRow, Transaction, compare
@@ -21,11 +22,8 @@ def judge(world: World, came_to_rest: bool) -> list[str]:
     tables = world.database.tables
     expected = _inputs(world).books("FIFO")
     latest = max(tables["business_dates"], default=None)
-    reader = world.database
     through = tables["securities"]
-    from tests.simulation.postgres import Transaction as Tx
-
-    tx = Tx(reader)
+    tx = Tx(world.database)
     keys = [(portfolio, security) for security, portfolio in tables["position_state"]]
     actual = Actual(
         {key: world.books.history(tx, (key[1], key[0])) for key in keys},

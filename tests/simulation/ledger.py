@@ -1,4 +1,4 @@
-"""The offset ledger of `sinks.offsets` on the model of Postgres: the engine's own class, talking to a modelled connection."""
+"""The offset ledger on the model of Postgres: the engine's own class, `sinks.offsets`, on a modelled connection."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Every statement is a point of interleaving and sees what is committed at that moment, and the transaction's own writes.
 A row is written only by the transaction that holds its lock; the model asserts it. What it leaves out: phantom reads
-inside one statement, lock modes weaker than exclusive, foreign keys. `test_conformance.py` holds it against the original.
+inside one statement, lock modes weaker than exclusive, foreign keys. The tests of conformance hold it to the original.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Database:
         self.tables: dict[str, dict[Any, Row]] = defaultdict(dict)
         self.locks: dict[RowKey, Transaction] = {}
         self.advisory: dict[str, list[tuple[Transaction, bool]]] = defaultdict(list)
-        self.commits = 0
+        self.changes = 0
+        """Grows with every commit that wrote, and every rollback that released a lock: what a poll would notice."""
         self.doubt: Callable[[], str | None] = lambda: None
         """Asked at each commit: None, or "lost" (rolled back) or "done" (committed), the client not being told."""
         self._sequences: dict[str, int] = defaultdict(int)
@@ -166,7 +167,9 @@ class Transaction:
                     self.database.tables[table].pop(key, None)
                 else:
                     self.database.tables[table][key] = row
-            self.database.commits += bool(self._writes)
+            self.database.changes += bool(self._writes)
+            self._held, held = [], self._held
+            self._release(held)
         self.end()
         if doubt:
             raise asyncpg.ConnectionDoesNotExistError("connection lost during COMMIT")
@@ -174,14 +177,18 @@ class Transaction:
     def end(self) -> None:
         """Release everything; what was not committed is gone."""
         self._writes = {}
-        for held in self._held:
-            if self.database.locks.get(held) is self:
-                del self.database.locks[held]
-        self._held = []
+        self.database.changes += bool(self._held)
+        self._held, held = [], self._held
+        self._release(held)
         for name in self._advisory:
             queue = self.database.advisory[name]
             queue[:] = [entry for entry in queue if entry[0] is not self]
         self._advisory = []
+
+    def _release(self, held: list[RowKey]) -> None:
+        for row in held:
+            if self.database.locks.get(row) is self:
+                del self.database.locks[row]
 
     async def _wait(self, blockers: Callable[[], Iterable[Transaction]]) -> None:
         self._waits_for = blockers

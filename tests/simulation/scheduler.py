@@ -64,12 +64,17 @@ class Choices:
         return options[self.draw(len(options))]
 
 
+def _never() -> bool:
+    return False
+
+
 class Process:
     """A coroutine that is stepped; killed, it is closed where it stands."""
 
     def __init__(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self.name = name
         self.waits_for: Ready | None = None
+        self.asleep_until = 0
         self._work = work
         self.ended = False
 
@@ -84,6 +89,7 @@ class Process:
         """As kill -9: nothing of it runs any more; what it holds in Postgres is rolled back."""
         self._work.close()
         self.ended = True
+        self.waits_for = _never
 
 
 class Scheduler:
@@ -102,18 +108,30 @@ class Scheduler:
 
     def run(self, limit: int, between: Callable[[], None] = lambda: None) -> bool:
         """Until all processes wait; False when they did not come to rest within so many steps."""
-        while True:
+        while self.steps < limit:
             between()
-            ready = [p for p in self._processes if not p.ended and (p.waits_for is None or p.waits_for())]
-            if not ready:
+            process = self._next()
+            if process is None:
                 return True
-            if self.steps >= limit:
-                return False
             self.steps += 1
-            process = ready[self.choices.draw(len(ready)) if len(ready) > 1 else 0]
             process.step()
             if process.ended:
-                self._processes.remove(process)
+                self._processes = [p for p in self._processes if not p.ended]
+        return False
+
+    def _next(self) -> Process | None:
+        """The first that can run, from a place on that is drawn."""
+        processes = self._processes
+        count = len(processes)
+        place = self.choices.draw(count) if count > 1 else 0
+        for number in range(place, place + count):
+            process = processes[number - count if number >= count else number]
+            if process.asleep_until <= self.steps and (process.waits_for is None or process.waits_for()):
+                return process
+        asleep = [process for process in processes if process.asleep_until > self.steps]
+        for process in asleep:
+            process.asleep_until = 0
+        return self._next() if asleep else None
 
     def close(self) -> None:
         """End every process."""

@@ -27,7 +27,7 @@ FIRST_DAY = date(2025, 1, 1)
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 STEPS = 4_000
 _PORTFOLIOS = ("P", "Q")
-_SECURITIES = ("S", "T")
+_SECURITIES = ("S", "S", "T")  # mostly one, so that records meet
 _KINDS = ("BUY", "SELL", "SPLIT", "DIVIDEND")
 
 
@@ -37,6 +37,7 @@ class Faults:
 
     kills: int = 2
     zombies: int = 2
+    stalls: int = 3
     doubts: int = 2
     deadlocks: int = 2
     compactions: int = 2
@@ -63,6 +64,8 @@ class World:
     feed_back: bool = True
     """Whether replayed transactions are sent to the input topic again, as a careless operator might."""
     deadlock_is_poison: bool = False
+    victims: Sequence[str] = ()
+    """Which workers faults may strike; none named: any."""
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.choices)
@@ -85,6 +88,7 @@ class World:
         self.relay_session: object | None = None
         self.repairs = 0
         self._lost = False
+        self._next_fault = self.choices.draw(80)
         self.members: dict[str, Member] = {}
 
     # -- a run -----------------------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ class World:
         for day in order:
             self._send("business-dates", day)
         for number in range(1 + choices.draw(4)):
-            day, security = choices.pick(days), choices.pick(_SECURITIES)
+            day, security = choices.pick(days[:3]), choices.pick(_SECURITIES)
             self._send("prices", Price(security, day, Decimal(10 + number), revision=choices.draw(2)))
         for number in range(1 + choices.draw(4)):
             revision = choices.draw(2)
@@ -171,19 +175,26 @@ class World:
 
     def _befall(self) -> None:
         faults = self.faults
-        if not (faults.kills or faults.zombies or faults.compactions) or not self.choices.chance(40):
+        if self.scheduler.steps < self._next_fault:
             return
-        match self.choices.draw(3):
+        self._next_fault = self.scheduler.steps + 1 + self.choices.draw(80)
+        match self.choices.draw(4):
+            case 3 if faults.stalls:
+                faults.stalls -= 1
+                self._stall(self.members[self._victim()])
             case 0 if faults.kills:
                 faults.kills -= 1
-                self._replace(self.choices.pick(list(self.members)), kill=True)
+                self._replace(self._victim(), kill=True)
             case 1 if faults.zombies:
                 faults.zombies -= 1
-                self._replace(self.choices.pick(list(self.members)), kill=False)
+                self._replace(self._victim(), kill=False)
             case 2 if faults.compactions:
                 faults.compactions -= 1
                 log = self.broker.logs[self.choices.pick(("reprocessing-jobs", "changelog")), 0]
                 log.compact(log.end)
+
+    def _victim(self) -> str:
+        return self.choices.pick(self.victims or tuple(self.members))
 
     def _replace(self, name: str, *, kill: bool) -> None:
         """A new member takes over; the old one is dead, or does not know yet."""
@@ -195,10 +206,17 @@ class World:
             self._lost = True
         if kill:
             member.process.kill()
+        else:
+            self._stall(member)
         if name == "relay":
             self.relay_session = None  # the server has ended the session, even if its client still publishes
         member.generation += 1
         member.process = self.scheduler.spawn(name, member.start(member))
+
+    def _stall(self, member: Member) -> None:
+        """It does nothing for so many steps, as under SIGSTOP; if all the others wait, it goes on."""
+        assert member.process is not None
+        member.process.asleep_until = self.scheduler.steps + 20 + self.choices.draw(200)
 
     def _doubt(self) -> str | None:
         if not self.faults.doubts or not self.choices.chance(60):
@@ -369,9 +387,9 @@ class World:
     async def _valuation(self, member: Member) -> None:
         generation, seen = member.generation, -1
         while member.generation == generation:
-            await until(lambda: self.database.commits != seen or member.generation != generation)  # noqa: B023
+            await until(lambda: self.database.changes != seen or member.generation != generation)  # noqa: B023
             await pause()
-            seen = self.database.commits
+            seen = self.database.changes
             try:
                 if await self.books.value(1 + self.choices.draw(3)):
                     seen = -1
