@@ -304,7 +304,7 @@ class Books:
                     tx.put("corrections", seq, c._replace(job_id=job.job_id), guard=("securities", row.security))
                 tx.put("jobs", job.job_id, row._replace(status="PROCESSING" if covered else "COMPLETE"))
             self._announce(tx, job.job_id)
-        return [(job.job_id, tx.get("jobs", job.job_id)) for job in jobs]
+        return [(job_id, tx.get("jobs", job_id)) for job_id in sorted(job.job_id for job in jobs)]
 
     async def reset_chunk(self, tx: Tx, job_id: int, job: JobRow, scan: int) -> JobRow | None:
         """The holders among the next keys; None when the job is not where it was read."""

@@ -33,6 +33,8 @@ class Database:
         """Grows with every commit that wrote, and every rollback that released a lock: what a poll would notice."""
         self.doubt: Callable[[], str | None] = lambda: None
         """Asked at each commit: None, or "lost" (rolled back) or "done" (committed), the client not being told."""
+        self.waiting = 0
+        """Transactions that wait for a lock now."""
         self._sequences: dict[str, int] = defaultdict(int)
 
     def next_value(self, sequence: str) -> int:
@@ -192,6 +194,7 @@ class Transaction:
 
     async def _wait(self, blockers: Callable[[], Iterable[Transaction]]) -> None:
         self._waits_for = blockers
+        self.database.waiting += 1
         try:
             if self._is_waited_for():
                 raise asyncpg.DeadlockDetectedError("deadlock detected")
@@ -200,6 +203,7 @@ class Transaction:
                 raise asyncpg.ConnectionDoesNotExistError("the session was ended")
         finally:
             self._waits_for = tuple
+            self.database.waiting -= 1
 
     def _is_waited_for(self) -> bool:
         """Whether whoever this one waits for waits for it, however many stand between."""

@@ -82,18 +82,21 @@ TRAPS = [
         "a price reset undone by an advance that counted old snapshots",
         "the key's lock is held from before the prices are read until the watermark is set (sinks/valuation.py)",
         {"value_in_one_transaction": False},
+        seed=56,
     ),
     Trap(
         "a reset arriving while the key is being valued",
         "lock first, filter second: no reset looks at a watermark to choose its rows (sinks/resets.py, _RESET)",
         {"lock_first": False},
         world=(("victims", ("valuation-1", "valuation-2")),),
+        seed=277,
     ),
     Trap(
         "a valuation with prices older than its claim",
         "prices are read in a statement of their own after the claim (sinks/valuation.py, _WANTED)",
         {"read_prices_after_lock": False},
         world=(("victims", ("valuation-1", "valuation-2")),),
+        seed=502,
     ),
     Trap(
         "a key that never advances",
@@ -106,12 +109,14 @@ TRAPS = [
         "the pending trigger keeps the earliest date (tables/triggers.py, _merge)",
         {},
         _overwrite_pending,
+        seed=237,
     ),
     Trap(
         "a job compacted away before it was read",
         "one job in flight per security; the next is published when that has ended (tables/triggers.py, on_trigger)",
         {},
         _publish_every_trigger,
+        seed=24,
     ),
     Trap(
         "a replay that triggers a replay",
@@ -131,12 +136,14 @@ TRAPS = [
         {},
         _any_end_releases,
         (("victims", ("resets", "triggers", "relay")),),
+        seed=77,
     ),
     Trap(
         "a zombie's batch applied after its successor's",
         "every transaction compares and swaps offset and claim (sinks/offsets.py, _SWAP)",
         {"fence": False},
         world=(("victims", ("prices-0",)),),
+        seed=1264,
     ),
     Trap(
         "a DB deadlock treated as poison",
@@ -148,16 +155,19 @@ TRAPS = [
         "closing a date while its price is being stored",
         "prices are stored under the calendar's lock, shared; a date is closed under it, exclusive (sinks/calendar.py)",
         {"calendar_lock": False},
+        seed=137,
     ),
     Trap(
         "closing an earlier date while a key is being made",
         "transactions are booked under the calendar's lock, shared (sinks/positions.py)",
         {"calendar_lock_when_booking": False},
         world=(("victims", ("business-dates-0", "valuation-1", "valuation-2")),),
+        seed=1841,
     ),
     Trap(
         "a late claim by a worker that is no longer the owner",
         "a fenced worker that is still the owner claims again",
         {"rejoin": False},
+        seed=66,
     ),
 ]
