@@ -38,7 +38,7 @@ def of_oracle(t: Transaction) -> OracleTransaction:
 
 def law(*arguments: Any, **named: Any) -> Callable[[Any], Any]:
     """For any drawn input; few of them, since there are many laws."""
-    return lambda test: settings(max_examples=50)(given(*arguments, **named)(test))
+    return lambda test: settings(max_examples=min(50, settings().max_examples))(given(*arguments, **named)(test))
 
 
 COSTINGS = pytest.mark.parametrize("costing", [costs, by_the_oracle], ids=["engine", "oracle"])
