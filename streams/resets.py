@@ -45,6 +45,7 @@ async def reset_watermarks(batches: AsyncIterable[Batch]) -> None:
         except Fenced:
             metrics.FENCED.labels(topics.JOBS).inc()
             logger.warning("%s[%d]: fenced; its jobs go on elsewhere", batch.topic, batch.partition)
+            app.fenced(batch)
         except Stopping:
             return
         except Exception as error:

@@ -53,6 +53,7 @@ class Sink(Generic[T]):
         except Fenced:
             metrics.FENCED.labels(self._topic).inc()
             logger.warning("%s[%d]: fenced at %d; batch dropped", batch.topic, batch.partition, batch.start)
+            self._app.fenced(batch)
             return
         except Stopping:
             return

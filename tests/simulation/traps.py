@@ -166,7 +166,7 @@ TRAPS = [
     ),
     Trap(
         "a late claim by a worker that is no longer the owner",
-        "a fenced worker that is still the owner claims again",
+        "a fenced worker that stays the owner stops, is started again and claims anew (streams/app.py, fenced)",
         {"rejoin": False},
         seed=66,
     ),

@@ -38,7 +38,8 @@ select (select count(*) from dirty_keys) + (select count(*) from corrections whe
 _SUMMARY = """
 select (select count(*) from daily_position_snapshots) as snapshots, (select count(*) from position_state) as keys,
        (select count(*) from position_history) as history_rows, (select count(*) from corrections) as corrections,
-       (select sum(epoch) from position_state)::bigint as epochs, (select full_pass_at is not null from audit_progress) as passed
+       (select sum(epoch) from position_state)::bigint as epochs,
+       (select full_pass_at is not null from audit_progress) as passed
 """
 
 
