@@ -17,24 +17,37 @@ _MUTMUT = Path(sys.executable).with_name("mutmut")
 
 
 def main() -> None:
-    """Run all mutants; exits with 1 when too many survive."""
+    """Run all mutants, and what survives once more by name; exits with 1 when too many survive."""
     shutil.rmtree("mutants", ignore_errors=True)
-    subprocess.run([_MUTMUT, "run", "--max-children", str(os.cpu_count() or 1)], check=True)
-    listed = subprocess.run([_MUTMUT, "results", "--all", "true"], check=True, capture_output=True, text=True).stdout
-    outcomes: dict[str, Counter[str]] = defaultdict(Counter)
-    survivors = []
-    for line in listed.splitlines():
-        name, _, outcome = line.strip().rpartition(": ")
-        module = name.partition(".x")[0]
-        outcomes[module][outcome] += 1
-        if outcome in ("survived", "no tests"):
-            survivors.append(name)
-    for module, counts in sorted(outcomes.items()):
+    _run()
+    first = _survivors(_results())
+    if first:  # the first pass over many mutants misses kills that a run by name sees
+        _run(*first)
+    results = _results()
+    by_module: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, outcome in results.items():
+        by_module[name.partition(".x")[0]][outcome] += 1
+    for module, counts in sorted(by_module.items()):
         print(f"{module:<20} {_share(counts):6.1%} killed  {dict(counts)}")
-    print("\n".join(f"survived: {name}" for name in survivors))
-    total = sum(outcomes.values(), Counter[str]())
+    print("\n".join(f"survived: {name}" for name in _survivors(results)))
+    total = Counter(results.values())
+    print(f"{len(first)} survived the first pass")
     print(f"{_share(total):.1%} of {_judged(total)} killed; `mutmut show NAME` shows a survivor")
     sys.exit(_share(total) < _WANTED)
+
+
+def _run(*names: str) -> None:
+    subprocess.run([_MUTMUT, "run", "--max-children", str(os.cpu_count() or 1), *names], check=True)
+
+
+def _results() -> dict[str, str]:
+    listed = subprocess.run([_MUTMUT, "results", "--all", "true"], check=True, capture_output=True, text=True).stdout
+    lines = (line.strip().rpartition(": ") for line in listed.splitlines())
+    return {name: outcome for name, _, outcome in lines if name}
+
+
+def _survivors(results: dict[str, str]) -> list[str]:
+    return [name for name, outcome in results.items() if outcome in ("survived", "no tests")]
 
 
 def _judged(counts: Counter[str]) -> int:
