@@ -22,8 +22,9 @@ demo: setup  ## a late price and a back-dated trade corrected before your eyes; 
 test: setup lint types layers  ## lint, types, layers and all tests
 	$(BIN)/pytest
 
-chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run after another
-	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5)
+chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run after another; or SEEDS=1-20 TABLE=file.json
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(TABLE),--table $(TABLE))
 
 bench: setup  ## NAMES="positions herd": the benchmarks, each beside its baseline; writes bench.json
 	$(BIN)/python -m tests.bench $(NAMES) --json bench.json

@@ -1,6 +1,7 @@
 """What a batch of transactions does to a key: append or rebuild. Pure (design, Position sink; semantics, What is late).
 
-A rebuild makes one new epoch, however many records of the batch ask for it.
+A rebuild makes one new epoch, however many records of the batch ask for it. It starts at the last row of history that
+nothing in the batch touches.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
-from sinks import costing
-from sinks.costing import CostState
-from sinks.model import CostBasisMethod, Transaction
+from sinks.costing import CostState, Entry
+from sinks.model import Transaction
 from sinks.transactions import Change
 
 Key = tuple[str, str]
@@ -29,49 +29,57 @@ class Touch:
         """History is wrong from this place on."""
         self.corrected = place if self.corrected is None else min(self.corrected, place)
 
+    @property
+    def place(self) -> Order:
+        """The earliest place that the batch touches, in the old history or the new."""
+        places = [arrival.order for arrival in self.arrivals[:1]]
+        return min(places if self.corrected is None else [self.corrected, *places])
+
 
 @dataclass(frozen=True, slots=True)
-class Tail:
-    """The last transaction of a key's live history, and the cost state after it."""
+class Base:
+    """A row of live history and the cost state after it; state is None where the row was written without one."""
 
     sequence: int
     order: Order
-    state: CostState
+    state: CostState | None
 
 
 @dataclass(frozen=True, slots=True)
 class KeyState:
-    """A key as it is stored. is_new: it came into being with this batch."""
+    """A key as it is stored; tail: the last row of its live history. is_new: it came into being with this batch."""
 
     epoch: int
     watermark: date
-    tail: Tail | None
+    tail: Base | None
     is_new: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A row of history: the state after its transaction."""
-
-    sequence: int
-    transaction: Transaction
-    state: CostState
-
-
-@dataclass(frozen=True, slots=True)
-class Booking:
-    """What is to be written for a key. Entries follow on the first `kept` rows of the live history."""
+class Plan:
+    """What will be written for a key: rows for the transactions that follow on the first `kept` of the live history."""
 
     key: Key
     epoch: int
     watermark: date
     kept: int
-    entries: Sequence[Entry]
-    tail: Entry | None
-    """The last row of the live history from now on."""
+    state: CostState
+    transactions: Sequence[Transaction]
     rebuilt_from: date | None = None
-    live: Sequence[Transaction] = ()
-    """After a rebuild: the whole live history, for the replay."""
+    """The first day whose books a new epoch changes; None: an append."""
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """A plan carried out."""
+
+    plan: Plan
+    entries: Sequence[Entry]
+
+    @property
+    def live_count(self) -> int:
+        """Rows of the key's live history from now on."""
+        return self.plan.kept + len(self.entries)
 
 
 def touches(changes: Iterable[Change]) -> dict[Key, Touch]:
@@ -104,42 +112,36 @@ def day_before(day: date) -> date:
 
 
 def needs_rebuild(stored: KeyState, touch: Touch) -> bool:
-    """Whether the batch changes what is in the history, or puts something before its end or before the watermark."""
+    """Whether the batch changes what is in the history, or puts something before its end or before the watermark.
+
+    So does any change of a history that was written without cost states.
+    """
     if touch.corrected is not None:
         return True
     first = touch.arrivals[0]
-    if stored.tail and first.order < stored.tail.order:
+    if stored.tail and (first.order < stored.tail.order or stored.tail.state is None):
         return True
     return first.position_date < stored.watermark
 
 
-def append(key: Key, stored: KeyState, touch: Touch, method: CostBasisMethod) -> Booking:
+def append(key: Key, stored: KeyState, touch: Touch) -> Plan:
     """The arrivals after the tail; those dated on the watermark itself make that date dirty again."""
-    kept = stored.tail.sequence if stored.tail else 0
-    state = stored.tail.state if stored.tail else CostState()
     watermark = min(stored.watermark, day_before(touch.arrivals[0].position_date))
-    entries = _entries(touch.arrivals, state, kept, method)
-    return Booking(key, stored.epoch, watermark, kept, entries, entries[-1])
+    return Plan(key, stored.epoch, watermark, *_after(stored.tail), touch.arrivals)
 
 
-def rebuild(key: Key, stored: KeyState, touch: Touch, live: Sequence[Transaction], method: CostBasisMethod) -> Booking:
-    """A new epoch from the earliest touched place on. live: every transaction that now takes part, in order."""
-    places = [arrival.order for arrival in touch.arrivals[:1]]
-    place = min(places if touch.corrected is None else [touch.corrected, *places])
-    kept = sum(transaction.order < place for transaction in live)
-    state = CostState()
-    for transaction in live[:kept]:
-        state = costing.apply(state, transaction, method)
-    day = place[0].astimezone(UTC).date()
+def rebuild(key: Key, stored: KeyState, touch: Touch, base: Base | None, transactions: Sequence[Transaction]) -> Plan:
+    """A new epoch from the earliest touched place on.
+
+    base: the last row before that place, or None to start from nothing; transactions: all that now take part after it.
+    """
+    day = touch.place[0].astimezone(UTC).date()
     watermark = min(stored.watermark, day_before(day))
-    entries = _entries(live[kept:], state, kept, method)
-    tail = entries[-1] if entries else Entry(kept, live[kept - 1], state) if kept else None
-    return Booking(key, stored.epoch + 1, watermark, kept, entries, tail, day, live)
+    return Plan(key, stored.epoch + 1, watermark, *_after(base), transactions, day)
 
 
-def _entries(transactions: Sequence[Transaction], state: CostState, kept: int, method: CostBasisMethod) -> list[Entry]:
-    entries = []
-    for sequence, transaction in enumerate(transactions, kept + 1):
-        state = costing.apply(state, transaction, method)
-        entries.append(Entry(sequence, transaction, state))
-    return entries
+def _after(base: Base | None) -> tuple[int, CostState]:
+    if base is None:
+        return 0, CostState()
+    assert base.state is not None
+    return base.sequence, base.state

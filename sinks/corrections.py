@@ -6,6 +6,7 @@ Sequence numbers are drawn while the security's row is held, so per security the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 
 from sinks.database import Connection
@@ -41,6 +42,27 @@ with late as (
 select security_id, seq from late
 """
 
+# No trigger yet: the row comes due when nothing more has arrived for a while, the ones that settle with it likewise.
+_SETTLE_DOWN = """
+with late as (
+    select security_id, earliest_date, nextval('correction_seq') as seq, least(
+        clock_timestamp() + make_interval(secs => $4),
+        make_interval(secs => $5) + coalesce((
+            select min(c.issued_at) from corrections c
+            where c.security_id = late.security_id and c.right_at is null and c.triggered_at is null),
+            clock_timestamp())) as due
+    from unnest($1::text[], $2::date[]) as late (security_id, earliest_date)
+    order by security_id collate "C"
+), earlier as (
+    update corrections c set reissue_at = late.due from late
+    where c.security_id = late.security_id and c.right_at is null and c.triggered_at is null
+), ledger as (
+    insert into corrections (seq, security_id, earliest_date, reason, triggered_at, reissue_at)
+    select seq, security_id, earliest_date, $3, null, due from late
+)
+select security_id, seq from late
+"""
+
 # Needs no job: the rebuild has reset the key in the same transaction.
 _RECORD = """
 insert into corrections (seq, security_id, earliest_date, reason, reset_at)
@@ -61,7 +83,7 @@ with open_keys as (
     from open_keys k
     where c.security_id = k.security_id and c.right_at is null and c.reset_at is not null
       and (k.seq is null or k.seq > c.seq)
-    returning c.security_id, c.seq, coalesce(c.job_id, c.seq) as job_id
+    returning c.security_id, c.seq, coalesce(c.job_id, c.seq) as job_id, c.right_at - c.issued_at as took
 ), announced as (
     insert into outbox_events (topic, message_key, value)
     select 'reprocessing-status', convert_to(e.security_id, 'UTF8'), convert_to(jsonb_build_object(
@@ -70,7 +92,7 @@ with open_keys as (
     from (select distinct security_id, job_id from settled) as e left join reprocessing_jobs j using (job_id)
     order by e.job_id
 )
-select count(*) from settled
+select extract(epoch from took)::float8 as seconds from settled order by seq
 """
 
 _UNSETTLED = """
@@ -83,25 +105,29 @@ where right_at is null and reset_at is null and not held and reissue_at <= clock
 limit 1000
 """
 
-# The trigger covers all that is open, so that one repair is enough; each row keeps its own backoff.
+# The trigger covers all that is open, so it counts as an attempt for every open row: a stream of corrections that wait
+# for a slow sink does not make a stream of repairs. It is a repair only if something due was triggered before.
 _REISSUE = """
 with open as (
-    select security_id, min(earliest_date) as earliest_date, max(seq) as seq
+    select security_id, min(earliest_date) as earliest_date, max(seq) as seq,
+           case when bool_or(reissue_at <= clock_timestamp() and triggered_at is not null) then 'repair'
+                else (array_agg(reason order by seq desc))[1] end as reason
     from corrections
     where security_id = any($1::text[]) and right_at is null and reset_at is null and not held
     group by security_id
     having bool_or(reissue_at <= clock_timestamp())
 ), backoff as (
     update corrections c set
-        reissue_count = reissue_count + 1,
-        reissue_at = clock_timestamp() + make_interval(secs => $2 * 2 ^ least(reissue_count, 6))
+        reissue_count = reissue_count + (triggered_at is not null)::int,
+        triggered_at = coalesce(triggered_at, clock_timestamp()),
+        reissue_at = clock_timestamp() + make_interval(secs =>
+            $2 * case when triggered_at is null then 1 else 2 ^ least(reissue_count, 6) end)
     from open
     where c.security_id = open.security_id and c.right_at is null and c.reset_at is null and not c.held
-      and c.reissue_at <= clock_timestamp()
 ), triggers as (
     insert into outbox_events (topic, message_key, value)
     select 'reprocessing-triggers', convert_to(security_id, 'UTF8'), convert_to(jsonb_build_object(
-        'security_id', security_id, 'earliest_impacted_date', earliest_date, 'seq', seq, 'reason', 'repair')::text,
+        'security_id', security_id, 'earliest_impacted_date', earliest_date, 'seq', seq, 'reason', reason)::text,
         'UTF8')
     from open order by seq
 )
@@ -109,11 +135,24 @@ select count(*) from open
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Debounce:
+    """Late input of a security settles until nothing has come for `seconds`, at most `ceiling_seconds` in all."""
+
+    seconds: float
+    ceiling_seconds: float
+
+
 async def lock_securities(connection: Connection, security_ids: Sequence[str]) -> None:
     """Hold the securities' rows until commit, last in the lock order, creating what is missing."""
     ids = sorted(set(security_ids), key=str.encode)
     await connection.execute(_ENSURE, ids)
     await connection.execute(_LOCK, ids)
+
+
+async def hold_securities(connection: Connection, security_ids: Sequence[str]) -> None:
+    """Hold the rows of securities that are known to exist."""
+    await connection.execute(_LOCK, list(set(security_ids)))
 
 
 async def record(connection: Connection, done: Sequence[tuple[str, date]], reason: str) -> dict[str, int]:
@@ -125,26 +164,32 @@ async def record(connection: Connection, done: Sequence[tuple[str, date]], reaso
     return {row["security_id"]: row["seq"] for row in rows}
 
 
-async def issue(connection: Connection, late: Sequence[tuple[str, date]], reason: str) -> dict[str, int]:
-    """One correction per (security, earliest date) with its trigger in the outbox; returns seq by security.
+async def issue(
+    connection: Connection, late: Sequence[tuple[str, date]], reason: str, debounce: Debounce | None = None
+) -> dict[str, int]:
+    """One correction per (security, earliest date); returns seq by security. Each security may appear once.
 
-    Each security may appear once.
+    Its trigger is in the outbox with it; with `debounce`, `reissue` writes the trigger once things have settled.
     """
     if not late:
         return {}
     await lock_securities(connection, [security_id for security_id, _ in late])
-    rows = await connection.fetch(_ISSUE, [s for s, _ in late], [day for _, day in late], reason)
+    securities, days = [security_id for security_id, _ in late], [day for _, day in late]
+    if debounce:
+        settle = (debounce.seconds, debounce.ceiling_seconds)
+        rows = await connection.fetch(_SETTLE_DOWN, securities, days, reason, *settle)
+    else:
+        rows = await connection.fetch(_ISSUE, securities, days, reason)
     return {row["security_id"]: row["seq"] for row in rows}
 
 
-async def settle(connection: Connection, security_ids: Sequence[str]) -> int:
-    """Mark right what is reset and valued again, and announce it (BOOKS_RIGHT); returns the number of corrections.
+async def settle(connection: Connection, security_ids: Sequence[str]) -> list[float]:
+    """Mark right what is reset and valued again, and announce it (BOOKS_RIGHT); returns each one's seconds.
 
     In a transaction of its own, after the valuation or reset that may have been the last one has committed; the
     caller holds the securities' rows.
     """
-    count: int = await connection.fetchval(_SETTLE, list(security_ids))
-    return count
+    return [row["seconds"] for row in await connection.fetch(_SETTLE, list(security_ids))]
 
 
 async def unsettled(connection: Connection, limit: int) -> list[str]:
@@ -153,7 +198,7 @@ async def unsettled(connection: Connection, limit: int) -> list[str]:
 
 
 async def reissue(connection: Connection, after_seconds: float) -> int:
-    """Trigger again what has not been reset for too long (reason repair); returns the number of securities.
+    """Trigger what has settled, and again what has not been reset for too long (repair); returns how many securities.
 
     Safe whatever became of the first trigger: triggers and jobs are idempotent by seq. after_seconds doubles with
     each attempt, up to 64 times.

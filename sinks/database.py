@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,7 +18,19 @@ else:
     Pool: TypeAlias = asyncpg.Pool
 
 SCHEMA = "tidemark"
-_SERVER_SETTINGS = {"search_path": SCHEMA, "jit": "off", "application_name": "tidemark", "timezone": "UTC"}
+_SERVER_SETTINGS = {
+    "search_path": SCHEMA,
+    "jit": "off",
+    "application_name": "tidemark",
+    "timezone": "UTC",
+    # A host that vanishes must not keep its locks until TCP gives up by itself, in two hours.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+# Nor must a worker that stands still in the middle of a transaction: it holds its partition's offset row.
+_POOL_SETTINGS = {**_SERVER_SETTINGS, "idle_in_transaction_session_timeout": "60000"}
 _MIGRATION_LOCK = 0x7469_6465  # "tide"; any constant, shared by all that migrate
 
 TRANSIENT = (
@@ -26,7 +40,10 @@ TRANSIENT = (
     asyncpg.InsufficientResourcesError,  # too many connections, disk full
     asyncpg.ReadOnlySQLTransactionError,  # a failover left us on a replica
     asyncpg.LockNotAvailableError,
-    asyncpg.InterfaceError,  # the client's side of a lost connection
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InvalidCachedStatementError,  # the schema was upgraded meanwhile
+    asyncpg.TargetServerAttributeNotMatched,  # several hosts, and none of them is the primary now
+    asyncpg.InternalClientError,  # the server ended the session just before a statement
     ConnectionError,
     TimeoutError,
     OSError,
@@ -39,6 +56,8 @@ class DatabaseError(Exception):
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same statement may succeed later without anyone changing it."""
+    if isinstance(error, asyncpg.InterfaceError):  # the client's side of a lost connection, or a bug of ours
+        return "clos" in str(error)
     return isinstance(error, TRANSIENT)
 
 
@@ -47,11 +66,48 @@ async def connect(dsn: str) -> Connection:
     return await asyncpg.connect(dsn, server_settings=_SERVER_SETTINGS, timeout=10)
 
 
-async def connect_pool(dsn: str, *, size: int = 4) -> Pool:
-    """A pool of connections with Tidemark's session settings; opens lazily, so a database that is down is no error."""
+@asynccontextmanager
+async def open_connection(dsn: str) -> AsyncIterator[Connection]:
+    """A connection for a command. Raises DatabaseError when there is no database, or it lacks this version's schema."""
+    try:
+        connection = await connect(dsn)
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
+    try:
+        yield connection
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedColumnError) as error:
+        raise DatabaseError("the database is older than this program: run `tidemark migrate`") from error
+    finally:
+        await connection.close()
+
+
+async def connect_pool(dsn: str, *, size: int = 4, name: str = "tidemark") -> Pool:
+    """A pool of connections with Tidemark's session settings; opens lazily, so a database that is down is no error.
+
+    A session that can only read is given up, so that after a failover the next one finds the primary. name: what
+    pg_stat_activity shows.
+    """
     return await asyncpg.create_pool(
-        dsn, min_size=0, max_size=size, server_settings=_SERVER_SETTINGS, timeout=10, command_timeout=None
+        dsn,
+        min_size=0,
+        max_size=size,
+        server_settings={**_POOL_SETTINGS, "application_name": name},
+        timeout=10,
+        command_timeout=None,
+        setup=_refuse_read_only,
+        reset=_keep,
     )
+
+
+async def _refuse_read_only(connection: Any) -> None:
+    """Called at each acquire; what it looks at the server has reported by itself. An error closes the session."""
+    reported = connection.get_settings()
+    if "on" in (getattr(reported, "in_hot_standby", "off"), getattr(reported, "default_transaction_read_only", "off")):
+        raise asyncpg.ReadOnlySQLTransactionError("the session cannot write: a failover left us on a replica")
+
+
+async def _keep(connection: Connection) -> None:
+    """A session carries nothing from one use to the next, so nothing is reset: a round trip less per transaction."""
 
 
 def migrations() -> list[tuple[int, str, str]]:

@@ -58,6 +58,17 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
 
 
+class Place(Protocol):
+    """A partition under one claim of it."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A fetched chunk of one partition. start: where the one before ended; epoch: the claim it was fetched under."""
@@ -87,6 +98,10 @@ class Claim:
 
 class Fenced(Exception):  # noqa: N818 - an outcome, not an error
     """Another worker has claimed the partition since; nothing was changed."""
+
+
+class Released(Fenced):
+    """This worker has itself given the claim up, for a rebalance that waits for it; nothing was changed."""
 
 
 class Stopping(Exception):  # noqa: N818
@@ -122,27 +137,47 @@ class Offsets:
         """
         row = await self._patiently(lambda c: c.fetchrow(_CLAIM, self._group, *partition, log_start))
         claim = Claim(row["next_offset"], row["epoch"])
-        if not log_start <= claim.next_offset <= log_end:
-            raise OffsetOutsideLog(
-                f"{partition[0]}[{partition[1]}]: the stored offset {claim.next_offset} is outside the log "
-                f"[{log_start}, {log_end}]: records were removed or the topic was recreated. Restore the topic, or "
-                f"set next_offset in tidemark.kafka_offsets (consumer_group '{self._group}') to where it must go on"
-            )
+        self.check(partition, claim.next_offset, log_start, log_end)
         current = self._held.get(partition)
         if current is None or current.epoch < claim.epoch:
             self._held[partition] = claim
         return claim
 
-    def fresh(self, batch: Batch) -> list[Record]:
-        """The records that are not done yet. Raises Fenced and BrokenChain: the batch must follow on what is stored."""
+    def release(self) -> None:
+        """Give up every claim, at the start of a rebalance: batches in hand end at their next step or retry.
+
+        May be called from another thread. The claims that follow the rebalance are new ones.
+        """
+        self._held.clear()
+
+    def claimed(self, batch: Place) -> Claim:
+        """The claim that the batch was fetched under. Raises Fenced when it is not the newest, Released without any."""
         held = self._held.get((batch.topic, batch.partition))
-        if held is None or held.epoch != batch.epoch:
+        if held is None:
+            raise Released
+        if held.epoch != batch.epoch:
             raise Fenced
-        if batch.start > held.next_offset:
-            raise BrokenChain(
-                f"{batch.topic}[{batch.partition}]: batch starts at {batch.start}, expected {held.next_offset}"
+        return held
+
+    def check(self, partition: Partition, offset: int, log_start: int, log_end: int) -> None:
+        """Raise OffsetOutsideLog, saying what to do, unless the log can go on at the offset."""
+        if not log_start <= offset <= log_end:
+            raise OffsetOutsideLog(
+                f"{partition[0]}[{partition[1]}]: the stored offset {offset} is outside the log "
+                f"[{log_start}, {log_end}]: records were removed or the topic was recreated. Restore the topic, or "
+                f"set next_offset in tidemark.kafka_offsets (consumer_group '{self._group}') to where it must go on"
             )
-        return [record for record in batch.records if record.offset >= held.next_offset]
+
+    def fresh(self, batch: Batch, read_to: int | None = None) -> list[Record]:
+        """The records that are not done yet. Raises Fenced and BrokenChain: the batch must follow on what is stored.
+
+        read_to: for a sink that reads ahead of what is stored, the offset after the last batch it took.
+        """
+        held = self.claimed(batch)
+        expected = held.next_offset if read_to is None else read_to
+        if batch.start > expected:
+            raise BrokenChain(f"{batch.topic}[{batch.partition}]: batch starts at {batch.start}, expected {expected}")
+        return [record for record in batch.records if record.offset >= expected]
 
     async def apply(
         self,
@@ -178,16 +213,21 @@ class Offsets:
             )
         ]
 
-    async def step(self, batch: Batch, next_offset: int, effect: Callable[[Connection], Awaitable[T]]) -> T:
+    async def step(
+        self,
+        batch: Place,
+        next_offset: int,
+        effect: Callable[[Connection], Awaitable[T]],
+        reached: Callable[[T], int] | None = None,
+    ) -> T:
         """One fenced transaction that moves the offset of the batch's partition forward, to next_offset.
 
         next_offset may equal the stored one: the fence is checked and the row locked, nothing moves; such an effect
-        must be safe to repeat (compare-and-swap on state of its own).
+        must be safe to repeat (compare-and-swap on state of its own). reached: where the effect's outcome allows the
+        offset to go beyond that, in the same transaction.
         """
         partition = (batch.topic, batch.partition)
-        held = self._held[partition]
-        if held.epoch != batch.epoch:
-            raise Fenced
+        held = self.claimed(batch)
         if next_offset < held.next_offset:
             raise ValueError(f"{batch.topic}[{batch.partition}]: {next_offset} lies before {held.next_offset}")
         wanted = Claim(next_offset, held.epoch)
@@ -203,6 +243,10 @@ class Offsets:
                         if swapped is None:
                             raise Fenced
                         outcome = _Done(await effect(connection))
+                        further = max(next_offset, reached(outcome.value)) if reached else next_offset
+                        if further > next_offset:
+                            await connection.execute(_SWAP, self._group, *partition, further, next_offset, held.epoch)
+                            wanted = Claim(further, held.epoch)
                 break
             except Exception as error:
                 if not is_transient(error):
@@ -211,6 +255,7 @@ class Offsets:
             delay = await self._back_off(delay)
             if outcome is not None and await self._committed(partition, held, wanted):
                 break
+            self.claimed(batch)
         if self._held.get(partition) == held:  # a newer claim may have landed meanwhile
             self._held[partition] = wanted
         return outcome.value

@@ -1,14 +1,19 @@
-"""The position sink: transactions, history, epoch, watermark and replay in one transaction (design, Position sink)."""
+"""The position sink: transactions, history, epoch, watermark and replay in one transaction (design, Position sink).
+
+The number of statements does not depend on the number of transactions or keys in the batch, and what is read depends
+on what changes, not on how long the keys' histories are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 
-from sinks import booking, calendar, corrections, costing, transactions
-from sinks.booking import Booking, Key, KeyState, Tail, Touch
+from sinks import booking, calendar, corrections, costing, history, holders, replay, transactions
+from sinks.booking import Base, Booking, Key, KeyState, Plan, Touch
 from sinks.database import Connection
+from sinks.history import columns, key_columns
 from sinks.model import CostBasisMethod, Transaction
 
 _CREATE_KEYS = """
@@ -25,59 +30,16 @@ order by security_id, portfolio_id
 for no key update of position_state
 """
 
-_READ_KEYS = """
-select security_id, portfolio_id, epoch, watermark_date, sequence, transaction_date, transaction_id,
-       realized_gain_loss, lots
+_READ_KEYS = f"""
+select s.security_id, s.portfolio_id, s.epoch, s.watermark_date, clock_timestamp() as now, tail.*
 from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
-join position_state using (security_id, portfolio_id)
-left join cost_states using (security_id, portfolio_id)
-"""
-
-_SUPERSEDE = """
-update position_history h set superseded_at = clock_timestamp(), superseded_epoch = new.epoch
-from unnest($1::text[], $2::text[], $3::int[], $4::int[]) as new (security_id, portfolio_id, epoch, kept)
-where h.security_id = new.security_id and h.portfolio_id = new.portfolio_id
-  and h.superseded_epoch is null and h.sequence > new.kept
-"""
-
-_WRITE_HISTORY = """
-insert into position_history (security_id, portfolio_id, epoch, sequence, transaction_id, position_date,
-                              quantity, cost_basis, realized_gain_loss)
-select * from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::date[],
-                     $7::numeric[], $8::numeric[], $9::numeric[])
-"""
-
-_KEEP_TAILS = """
-insert into cost_states as stored (security_id, portfolio_id, sequence, transaction_date, transaction_id,
-                                   realized_gain_loss, lots)
-select * from unnest($1::text[], $2::text[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::text[])
-on conflict (security_id, portfolio_id) do update set
-    sequence = excluded.sequence, transaction_date = excluded.transaction_date,
-    transaction_id = excluded.transaction_id, realized_gain_loss = excluded.realized_gain_loss, lots = excluded.lots
-"""
-
-_DROP_TAILS = """
-delete from cost_states using unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
-where cost_states.security_id = key.security_id and cost_states.portfolio_id = key.portfolio_id
-"""
-
-# A marker has no transaction: sequence 0 and the count of what follows.
-_PUBLISH = """
-insert into outbox_events (topic, message_key, value)
-select 'transactions-processed', convert_to(event.portfolio_id || '|' || event.security_id, 'UTF8'), convert_to((
-    jsonb_build_object('portfolio_id', event.portfolio_id, 'security_id', event.security_id,
-                       'epoch', event.epoch, 'sequence', event.sequence)
-    || case when t.transaction_id is null then jsonb_build_object('count', event.count) else jsonb_build_object(
-        'transaction_id', t.transaction_id,
-        'transaction_date', to_char(t.transaction_date at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-        'transaction_type', t.transaction_type, 'quantity', trim_scale(t.quantity), 'price', trim_scale(t.price),
-        'gross_transaction_amount', trim_scale(t.gross_transaction_amount), 'trade_fee', trim_scale(t.trade_fee),
-        'currency', t.currency, 'revision', t.revision, 'cancelled', t.cancelled, 'replayed', event.replayed) end
-    )::text, 'UTF8')
-from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::boolean[], $7::int[]) with ordinality
-    as event (security_id, portfolio_id, epoch, sequence, transaction_id, replayed, count, place)
-left join transactions t on t.transaction_id = event.transaction_id
-order by place
+join position_state s using (security_id, portfolio_id)
+left join lateral (
+    select {history.BASE_COLUMNS} from position_history h
+    where h.security_id = s.security_id and h.portfolio_id = s.portfolio_id and h.superseded_epoch is null
+    order by h.sequence desc
+    limit 1
+) as tail on true
 """
 
 # A rebuild of nothing but the future leaves no closed date to value again.
@@ -102,6 +64,9 @@ from unnest($1::text[], $2::date[]) as new (security_id, day)
 where s.security_id = new.security_id
 """
 
+_BEGINNING = (datetime(1, 1, 2, tzinfo=UTC), b"")
+_TICK = timedelta(microseconds=1)
+
 
 @dataclass(slots=True)
 class PositionOutcome:
@@ -114,164 +79,124 @@ class PositionOutcome:
     replayed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Locked:
+    """The keys as they are stored, and the time that everything written for them will carry."""
+
+    keys: dict[Key, KeyState]
+    at: datetime
+
+
 async def apply(
-    connection: Connection, numbered: Sequence[tuple[int, Transaction]], method: CostBasisMethod
+    connection: Connection,
+    numbered: Sequence[tuple[int, Transaction]],
+    method: CostBasisMethod,
+    replay_rows: int = replay.ROWS,
 ) -> PositionOutcome:
     """Book the batch. Each key is appended to, or rebuilt once under a new epoch.
 
-    Holds the calendar still: closing a date before L issues corrections for the keys there are, and must not miss one
-    that is being made.
+    No date closes meanwhile: closing an earlier one tells the keys there are, and would miss one being created.
+    replay_rows: how many replayed transactions this transaction queues itself; the relay reads the rest from history.
     """
     await calendar.lock_shared(connection)
     stored = await transactions.store(connection, numbered)
     outcome = PositionOutcome(stored.ignored, stored.conflicts)
-    for booked in await book(connection, booking.touches(stored.changes), method):
-        if booked.rebuilt_from is None:
+    for booked in await book(connection, booking.touches(stored.changes), method, replay_rows):
+        if booked.plan.rebuilt_from is None:
             outcome.appended += len(booked.entries)
         else:
             outcome.rebuilt += 1
-            outcome.replayed += len(booked.live)
+            outcome.replayed += booked.live_count
     return outcome
 
 
-async def book(connection: Connection, touches: dict[Key, Touch], method: CostBasisMethod) -> list[Booking]:
+async def book(
+    connection: Connection, touches: dict[Key, Touch], method: CostBasisMethod, replay_rows: int = replay.ROWS
+) -> list[Booking]:
     """Write what the touches make of their keys, which come in lock order: history, epoch, watermark, outbox."""
     if not touches:
         return []
     before = await _lock(connection, touches)
-    bookings = await _book(connection, touches, before, method)
-    await _write_history(connection, bookings)
-    await _publish(connection, bookings)
-    await _move(connection, bookings, before)
+    bookings = await _book(connection, await _plan(connection, touches, before.keys), method)
+    await history.write(connection, bookings, before.at)
+    await replay.publish(connection, bookings, replay_rows)
+    await holders.mark_closed(connection, bookings)
+    await _move(connection, [booked.plan for booked in bookings], before.keys)
     return bookings
 
 
-async def _lock(connection: Connection, touches: dict[Key, Touch]) -> dict[Key, KeyState]:
-    """Create what is missing, lock all in order, and read in a statement of its own what the wait has brought."""
+async def _lock(connection: Connection, touches: dict[Key, Touch]) -> _Locked:
+    """Create what is missing, lock all in order, and read in a statement of its own what the wait has brought.
+
+    The time is taken while the keys are held and after that of their last rows, so it grows per key even if the
+    clock does not.
+    """
     first = {key: touch.arrivals[0].position_date for key, touch in touches.items() if touch.arrivals}
     watermarks = [booking.day_before(day) for day in first.values()]
-    created = {tuple(row) for row in await connection.fetch(_CREATE_KEYS, *_ids(first), watermarks)}
-    await connection.execute(_LOCK_KEYS, *_ids(touches))
-    rows = {
-        (row["security_id"], row["portfolio_id"]): row for row in await connection.fetch(_READ_KEYS, *_ids(touches))
-    }
-    return {
-        key: KeyState(
-            row["epoch"],
-            row["watermark_date"],
-            None
-            if row["sequence"] is None
-            else Tail(
-                row["sequence"],
-                (row["transaction_date"], row["transaction_id"].encode()),
-                costing.decode(row["lots"], row["realized_gain_loss"]),
-            ),
-            key in created,
-        )
-        for key, row in rows.items()
-    }
+    created = {tuple(row) for row in await connection.fetch(_CREATE_KEYS, *key_columns(first), watermarks)}
+    await connection.execute(_LOCK_KEYS, *key_columns(touches))
+    keys: dict[Key, KeyState] = {}
+    times: list[datetime] = []
+    for row in await connection.fetch(_READ_KEYS, *key_columns(touches)):
+        key = (row["security_id"], row["portfolio_id"])
+        tail = None if row["sequence"] is None else history.base(row)
+        keys[key] = KeyState(row["epoch"], row["watermark_date"], tail, key in created)
+        times += [row["now"], *([row["recorded_at"] + _TICK] if tail else [])]
+    return _Locked(keys, max(times))
 
 
-async def _book(
-    connection: Connection, touches: dict[Key, Touch], before: dict[Key, KeyState], method: CostBasisMethod
-) -> list[Booking]:
-    late = [key for key, touch in touches.items() if booking.needs_rebuild(before[key], touch)]
-    live = await transactions.read_live(connection, late) if late else {}
+async def _plan(connection: Connection, touches: dict[Key, Touch], before: dict[Key, KeyState]) -> list[Plan]:
+    """What each key needs; a rebuild starts after the last row that is certain to stay."""
+    places = {key: touch.place for key, touch in touches.items() if booking.needs_rebuild(before[key], touch)}
+    bases: dict[Key, Base] = {}
+    late: dict[Key, list[Transaction]] = {}
+    if places:
+        found = await history.read_bases(connection, places)
+        bases = {key: row for key, row in found.items() if row.state is not None}
+        # A row without a cost state is no base: such a key is computed from its first transaction.
+        starts = {key: place if key in bases or key not in found else _BEGINNING for key, place in places.items()}
+        late = await transactions.read_from(connection, starts)
     return [
-        booking.rebuild(key, before[key], touch, live[key], method)
-        if key in live
-        else booking.append(key, before[key], touch, method)
+        booking.rebuild(key, before[key], touch, bases.get(key), late[key])
+        if key in late
+        else booking.append(key, before[key], touch)
         for key, touch in touches.items()
     ]
 
 
-async def _write_history(connection: Connection, bookings: Sequence[Booking]) -> None:
-    rebuilt = [booked for booked in bookings if booked.rebuilt_from]
-    if rebuilt:
-        keys = _ids(booked.key for booked in rebuilt)
-        await connection.execute(_SUPERSEDE, *keys, [b.epoch for b in rebuilt], [b.kept for b in rebuilt])
-    rows = [
-        (
-            *booked.key,
-            booked.epoch,
-            entry.sequence,
-            entry.transaction.transaction_id,
-            entry.transaction.position_date,
-            costing.rounded(entry.state.quantity),
-            costing.rounded(entry.state.cost_basis),
-            costing.rounded(entry.state.realized),
-        )
-        for booked in bookings
-        for entry in booked.entries
+async def _book(connection: Connection, plans: Sequence[Plan], method: CostBasisMethod) -> list[Booking]:
+    """Compute the rows, with the lots that their disposals take read before."""
+    wanted = [
+        (*plan.key, plan.state.head.sequence, plan.kept, units)
+        for plan in plans
+        if plan.state.head and (units := costing.units_needed(plan.state, plan.transactions))
     ]
-    if rows:
-        await connection.execute(_WRITE_HISTORY, *_columns(rows))
-    await _keep_tails(connection, bookings)
-
-
-async def _keep_tails(connection: Connection, bookings: Sequence[Booking]) -> None:
-    """The last state of each key, so that an append reads no history."""
-    rows = [
-        (
-            *booked.key,
-            tail.sequence,
-            tail.transaction.transaction_date,
-            tail.transaction.transaction_id,
-            str(tail.state.realized),
-            costing.encode_lots(tail.state),
-        )
-        for booked in bookings
-        if (tail := booked.tail)
+    lots = await history.read_lots(connection, wanted) if wanted else {}
+    return [
+        Booking(plan, costing.run(plan.state, plan.kept, plan.transactions, method, *lots.get(plan.key, ((), ()))))
+        for plan in plans
     ]
-    if rows:
-        await connection.execute(_KEEP_TAILS, *_columns(rows))
-    if emptied := [booked.key for booked in bookings if booked.tail is None]:
-        await connection.execute(_DROP_TAILS, *_ids(emptied))
 
 
-async def _publish(connection: Connection, bookings: Sequence[Booking]) -> None:
-    """Appends as they are; after a rebuild a marker and the whole live history, for consumers to start again."""
-    events: list[tuple[str, str, int, int, str | None, bool, int]] = []
-    for booked in bookings:
-        if booked.rebuilt_from is None:
-            events += [
-                (*booked.key, booked.epoch, e.sequence, e.transaction.transaction_id, False, 0) for e in booked.entries
-            ]
-            continue
-        events.append((*booked.key, booked.epoch, 0, None, True, len(booked.live)))
-        events += [
-            (*booked.key, booked.epoch, sequence, t.transaction_id, True, 0)
-            for sequence, t in enumerate(booked.live, 1)
-        ]
-    await connection.execute(_PUBLISH, *_columns(events))
-
-
-async def _move(connection: Connection, bookings: Sequence[Booking], before: dict[Key, KeyState]) -> None:
+async def _move(connection: Connection, plans: Sequence[Plan], before: dict[Key, KeyState]) -> None:
     """Epochs and watermarks; the securities of keys that became due are told last, as the lock order demands."""
     lowered: dict[str, date] = {}
     rebuilt: dict[str, date] = {}
-    for booked in bookings:
-        security = booked.key[0]
-        stored = before[booked.key]
-        if stored.is_new or booked.watermark < stored.watermark:
-            lowered[security] = min(lowered.get(security, booked.watermark), booked.watermark)
-        if booked.rebuilt_from:
-            rebuilt[security] = min(rebuilt.get(security, booked.rebuilt_from), booked.rebuilt_from)
+    for plan in plans:
+        security = plan.key[0]
+        stored = before[plan.key]
+        if stored.is_new or plan.watermark < stored.watermark:
+            lowered[security] = min(lowered.get(security, plan.watermark), plan.watermark)
+        if plan.rebuilt_from:
+            rebuilt[security] = min(rebuilt.get(security, plan.rebuilt_from), plan.rebuilt_from)
+    if not (lowered or rebuilt):
+        return
     await corrections.lock_securities(connection, [*lowered, *rebuilt])
-    seqs = await corrections.record(connection, list(rebuilt.items()), "transaction")
-    latest = await calendar.latest_closed(connection)
-    moved = [b for b in bookings if b.rebuilt_from or b.watermark != before[b.key].watermark]
+    seqs = await corrections.record(connection, list(rebuilt.items()), "transaction") if rebuilt else {}
+    moved = [p for p in plans if p.rebuilt_from or p.watermark != before[p.key].watermark]
     if moved:
-        rows = [(*b.key, b.epoch, b.watermark, seqs[b.key[0]] if b.rebuilt_from else None) for b in moved]
-        await connection.execute(_MOVE_KEYS, *_columns(rows), latest)
+        latest = await calendar.latest_closed(connection)
+        rows = [(*p.key, p.epoch, p.watermark, seqs[p.key[0]] if p.rebuilt_from else None) for p in moved]
+        await connection.execute(_MOVE_KEYS, *columns(rows), latest)
     if lowered:
         await connection.execute(_LOWER, list(lowered), list(lowered.values()))
-
-
-def _ids(keys: Iterable[Key]) -> tuple[list[str], list[str]]:
-    pairs = list(keys)
-    return [security for security, _ in pairs], [portfolio for _, portfolio in pairs]
-
-
-def _columns(rows: Sequence[tuple[object, ...]]) -> list[list[object]]:
-    return [list(column) for column in zip(*rows, strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sinks import calendar, corrections
+from sinks.corrections import Debounce
 from sinks.database import Connection
 from sinks.model import Price
 
@@ -43,7 +44,7 @@ def winners(prices: Iterable[Price]) -> list[Price]:
     return list(best.values())
 
 
-async def apply(connection: Connection, prices: Sequence[Price]) -> PriceOutcome:
+async def apply(connection: Connection, prices: Sequence[Price], debounce: Debounce | None = None) -> PriceOutcome:
     """Store the batch; one correction per security with a changed value up to L, from the earliest such date."""
     await calendar.lock_shared(connection)
     latest = await calendar.latest_closed(connection)
@@ -58,5 +59,5 @@ async def apply(connection: Connection, prices: Sequence[Price]) -> PriceOutcome
     )
     late = [r for r in stored if r["changed"] and latest is not None and r["price_date"] <= latest]
     earliest = {r["security_id"]: r["price_date"] for r in sorted(late, key=lambda r: r["price_date"], reverse=True)}
-    issued = await corrections.issue(connection, list(earliest.items()), "price")
+    issued = await corrections.issue(connection, list(earliest.items()), "price", debounce)
     return PriceOutcome(len(stored), len(prices) - len(stored), len(issued))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import asyncpg
 
@@ -39,10 +40,11 @@ from ({_ROWS}) as new ({COLUMNS})
 where transactions.transaction_id = new.transaction_id
 """
 
-_LIVE = f"""
+_FROM_PLACE = f"""
 select {COLUMNS} from transactions
-join unnest($1::text[], $2::text[]) as key (security_id, portfolio_id) using (security_id, portfolio_id)
-where not cancelled
+join unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[])
+    as place (security_id, portfolio_id, first_date, first_id) using (security_id, portfolio_id)
+where not cancelled and (transaction_date, transaction_id) >= (first_date, first_id)
 order by security_id, portfolio_id, transaction_date, transaction_id
 """
 
@@ -88,12 +90,22 @@ async def store(connection: Connection, numbered: Sequence[tuple[int, Transactio
     )
 
 
-async def read_live(
-    connection: Connection, keys: Iterable[tuple[str, str]]
+async def read_from(
+    connection: Connection, places: dict[tuple[str, str], tuple[datetime, bytes]]
 ) -> dict[tuple[str, str], list[Transaction]]:
-    """The transactions that take part in each key's history, in the key's order. keys: (security_id, portfolio_id)."""
-    found: dict[tuple[str, str], list[Transaction]] = {key: [] for key in keys}
-    for row in await connection.fetch(_LIVE, [s for s, _ in found], [p for _, p in found]):
+    """The transactions that take part in each key's history from a place on, in the key's order.
+
+    places: by (security_id, portfolio_id), the order of the first transaction to read.
+    """
+    found: dict[tuple[str, str], list[Transaction]] = {key: [] for key in places}
+    rows = await connection.fetch(
+        _FROM_PLACE,
+        [security for security, _ in places],
+        [portfolio for _, portfolio in places],
+        [day for day, _ in places.values()],
+        [id_.decode() for _, id_ in places.values()],
+    )
+    for row in rows:
         transaction = from_row(row)
         found[transaction.key].append(transaction)
     return found

@@ -5,31 +5,81 @@ The watermark is the only truth about what is to be done; nothing is in flight o
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
 import asyncpg
 
-from sinks import calendar, corrections
+from sinks import calendar, corrections, holders
 from sinks.database import Connection, Pool
 
 _SECURITIES_AT_ONCE = 1_000
+_SWEEP_SECONDS = 1.0  # for corrections that left no key to value
 
-_DUE = "select security_id from securities where valued_through < $1 order by security_id limit $2"
+# Two queues, taken in turn, so that neither starves the other. What corrections wait for: by priority, oldest first.
+_CORRECTED = """
+select c.security_id
+from corrections c join securities d using (security_id) left join reprocessing_jobs j using (job_id)
+where c.right_at is null and not c.held and d.valued_through < $1
+group by c.security_id
+order by max(coalesce(j.priority, 0)) desc, min(c.seq)
+limit $2
+"""
 
-_CLAIM = """
-select security_id, portfolio_id, watermark_date, epoch
-from position_state
-where security_id = any($1::text[]) and (security_id, portfolio_id) > ($2, $3) and watermark_date < $4
-order by security_id, portfolio_id
-limit $5
-for no key update skip locked
+# What a newly closed date or a new transaction made due: longest behind first.
+_BEHIND = """
+select security_id
+from securities d
+where valued_through < $1
+  and not exists (select from corrections c where c.security_id = d.security_id and c.right_at is null and not c.held)
+order by valued_through, security_id
+limit $2
+"""
+
+# Page by page in the order asked for, from each security's cursor on. It never waits, so the order of locks is free.
+_CLAIM = f"""
+select claimed.*
+from unnest($1::text[], $2::text[]) as page (security_id, cursor)
+cross join lateral (
+    select s.security_id, s.portfolio_id, s.watermark_date, s.epoch
+    from position_state s
+    where s.security_id = page.security_id and s.portfolio_id > page.cursor and {holders.due("s", "$3::date")}
+    order by s.portfolio_id
+    limit $4
+    for no key update skip locked
+) as claimed
+limit $4
+"""
+
+# A plan for any claim is one for ten keys of one security; for two thousand of a thousand it is quadratic.
+_PLAN_FOR_THESE = "set local plan_cache_mode = force_custom_plan"
+
+# A closed position has nothing to value: its watermark moves on in bulk, no history or price is read.
+_MOVE_ON = f"""
+with idle as (
+    select s.security_id, s.portfolio_id
+    from unnest($1::text[]) as page (security_id)
+    cross join lateral (
+        select security_id, portfolio_id from position_state s
+        where s.security_id = page.security_id and s.watermark_date < $2::date and not {holders.due("s", "$2::date")}
+        order by portfolio_id
+        limit $3
+        for no key update skip locked
+    ) as s
+    limit $3
+)
+update position_state s set watermark_date = $2, status = 'CURRENT', reset_seq = null
+from idle where s.security_id = idle.security_id and s.portfolio_id = idle.portfolio_id
 """
 
 # A snapshot of its own: the claim's may be older than the price that the reset was for. Per key: the last history row
 # up to the business date before the first dirty one, and all after it, as ranges of dates; several rows of one date
 # leave empty ranges, but for the last. `previous` is the quantity at the end of the business date before.
+# Joins of intermediate results are FULL, with a filter that the planner does not see through: they can only be hashed
+# or merged, where an estimate of one row would make a nested loop of thousands by tens of thousands.
 _WANTED = """
 with claimed as materialized (
     select c.*, (select max(business_date) from business_dates where business_date <= c.watermark_date) as base_date
@@ -68,8 +118,11 @@ with claimed as materialized (
                 else 'VALUED_STALE' end as valuation_status
     from (
         select days.*, q.price, q.price_date, round_half_even(days.quantity * q.price, 10) as value
-        from days join quotes q using (security_id, business_date)
-        where days.business_date > days.watermark_date and (days.quantity <> 0 or days.previous <> 0)
+        from (
+            select * from days where business_date > watermark_date and (quantity <> 0 or previous <> 0) offset 0
+        ) as days
+        full join quotes q using (security_id, business_date)
+        where coalesce(days.watermark_date, 'infinity') < 'infinity'
         offset 0  -- a fence: the rounding is evaluated once
     ) as valued
 """
@@ -118,8 +171,9 @@ _REVALUE = f"""{_WANTED}
                'price', trim_scale(w.price), 'market_value', trim_scale(w.market_value),
                'unrealized_gain_loss', trim_scale(w.unrealized_gain_loss))::text, 'UTF8')
     from per_key k
-    join claimed c using (security_id, portfolio_id)
-    left join wanted w on w.security_id = k.security_id and w.portfolio_id = k.portfolio_id and w.valuation_date = $5
+    full join claimed c using (security_id, portfolio_id)
+    full join (select * from wanted where valuation_date = $5) as w using (security_id, portfolio_id)
+    where coalesce(k.changed, 0) > 0
 )
 select coalesce(sum(changed), 0)::bigint from per_key
 """
@@ -130,29 +184,46 @@ from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
 where s.security_id = key.security_id and s.portfolio_id = key.portfolio_id
 """
 
-_RAISE = """
+_BEHIND_KEY = "select from position_state s where s.security_id = d.security_id and s.watermark_date < $2"
+
+_DONE = f"select security_id from securities d where security_id = any($1::text[]) and not exists ({_BEHIND_KEY})"
+
+# Who holds the row sees to it, or the next sweep does.
+_HOLD = """
+select security_id from securities where security_id = any($1::text[])
+order by security_id
+for no key update skip locked
+"""
+
+_RAISE = f"""
 update securities d set valued_through = $2
-where d.security_id = any($1::text[]) and d.valued_through < $2
-  and not exists (select from position_state s where s.security_id = d.security_id and s.watermark_date < $2)
+where d.security_id = any($1::text[]) and d.valued_through < $2 and not exists ({_BEHIND_KEY})
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one pass did: keys valued, snapshots written (inserted, changed or removed), corrections now right."""
+    """What one pass did: keys valued, snapshots written (inserted, changed or removed), closed keys moved on.
+
+    securities: not due any more; right_after_seconds: of each correction that is right now, the time since it arrived.
+    """
 
     keys: int = 0
     snapshots: int = 0
-    settled: int = 0
+    closed: int = 0
+    securities: int = 0
+    right_after_seconds: Sequence[float] = ()
 
 
 class Valuation:
-    """The loop's state is only where the last claim ended: without it claiming is quadratic in a security's keys."""
+    """The loop's state is only where claims ended: without it claiming is quadratic in a security's keys."""
 
     def __init__(self, pool: Pool, keys: int) -> None:
         self._pool = pool
         self._keys = keys
-        self._cursor = ("", "")
+        self._cursors: dict[str, str] = {}
+        self._queues = deque([_CORRECTED, _BEHIND])
+        self._swept = 0.0
 
     async def pass_once(self) -> Pass:
         """Value up to `keys` dirty keys in one transaction; then, in another, tell what became right."""
@@ -160,37 +231,59 @@ class Valuation:
             latest = await calendar.latest_closed(connection)
             if latest is None:
                 return Pass()
-            due = [row["security_id"] for row in await connection.fetch(_DUE, latest, _SECURITIES_AT_ONCE)]
-            async with connection.transaction():
-                claimed = await self._claim(connection, due, latest)
-                snapshots = await _revalue(connection, claimed, latest)
-            settled = await self._settle(connection, claimed, due, latest)
-        return Pass(len(claimed), snapshots, settled)
+            self._queues.rotate()
+            passed: list[str] = []
+            claimed: list[asyncpg.Record] = []
+            snapshots = closed = 0
+            for queue in self._queues:
+                rows = await connection.fetch(queue, latest, _SECURITIES_AT_ONCE)
+                page = [row["security_id"] for row in rows]
+                if not page:
+                    continue
+                async with connection.transaction():
+                    await connection.execute(_PLAN_FOR_THESE)
+                    claimed = await self._claim(connection, page, latest)
+                    snapshots = await _revalue(connection, claimed, latest)
+                    if len(claimed) < self._keys:
+                        tag = await connection.execute(_MOVE_ON, page, latest, self._keys)
+                        closed = int(tag.split()[-1])
+                if closed < self._keys:
+                    passed += self._move_on(page, claimed)
+                if claimed or closed:
+                    break
+            if not (claimed or closed) or time.monotonic() - self._swept > _SWEEP_SECONDS:
+                self._swept = time.monotonic()
+                passed += await corrections.unsettled(connection, _SECURITIES_AT_ONCE)
+            raised, right = await _settle(connection, passed, latest)
+        return Pass(len(claimed), snapshots, closed, raised, tuple(right))
 
-    async def _claim(self, connection: Connection, due: list[str], latest: date) -> list[asyncpg.Record]:
-        claimed: list[asyncpg.Record] = []
-        if due:
-            claimed = await connection.fetch(_CLAIM, due, *self._cursor, latest, self._keys)
-            if not claimed and self._cursor != ("", ""):
-                claimed = await connection.fetch(_CLAIM, due, "", "", latest, self._keys)
-        full = len(claimed) == self._keys
-        self._cursor = (claimed[-1]["security_id"], claimed[-1]["portfolio_id"]) if full else ("", "")
+    async def _claim(self, connection: Connection, page: Sequence[str], latest: date) -> list[asyncpg.Record]:
+        cursors = [self._cursors.get(security, "") for security in page]
+        claimed: list[asyncpg.Record] = await connection.fetch(_CLAIM, page, cursors, latest, self._keys)
         return claimed
 
-    async def _settle(
-        self, connection: Connection, claimed: Sequence[asyncpg.Record], due: Sequence[str], latest: date
-    ) -> int:
-        """Securities that the claim has gone through may be done; others whose corrections wait are swept."""
-        end = self._cursor[0].encode()
-        done = [security for security in due if not end or security.encode() < end]
-        if not claimed:
-            done += await corrections.unsettled(connection, _SECURITIES_AT_ONCE)
-        if not done:
-            return 0
-        async with connection.transaction():
-            await corrections.lock_securities(connection, done)
-            await connection.execute(_RAISE, done, latest)
-            return await corrections.settle(connection, done)
+    def _move_on(self, page: Sequence[str], claimed: Sequence[asyncpg.Record]) -> list[str]:
+        """The securities gone through to their end; a full claim ends within one."""
+        if len(claimed) < self._keys:
+            passed = list(page)
+        else:
+            last = claimed[-1]["security_id"]
+            self._cursors[last] = claimed[-1]["portfolio_id"]
+            passed = list(page[: page.index(last)])
+        for security in passed:
+            self._cursors.pop(security, None)
+        return passed
+
+
+async def _settle(connection: Connection, passed: Sequence[str], latest: date) -> tuple[int, list[float]]:
+    """Securities without a key behind are told so, and corrections that are right now; looked at before locking."""
+    done = [row["security_id"] for row in await connection.fetch(_DONE, passed, latest)] if passed else []
+    if not done:
+        return 0, []
+    async with connection.transaction():
+        held = [row["security_id"] for row in await connection.fetch(_HOLD, done)]
+        tag = await connection.execute(_RAISE, held, latest)
+        return int(tag.split()[-1]), await corrections.settle(connection, held)
 
 
 async def _revalue(connection: Connection, claimed: Sequence[asyncpg.Record], latest: date) -> int:

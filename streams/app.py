@@ -18,9 +18,10 @@ from yarl import URL
 
 from sinks import outbox
 from sinks.database import Pool, connect_pool, is_transient
-from sinks.offsets import Batch, Offsets
+from sinks.offsets import Offsets, Place
 from streams.kafka_clients import ssl_context
 from streams.settings import Settings
+from streams.table_recovery import Tables
 from streams.transport import BatchApp, BatchLimits
 
 logger = logging.getLogger(__name__)
@@ -69,27 +70,27 @@ class App(BatchApp):
         """The worker's connections to Postgres."""
         async with self._pool_lock:
             if self._pool is None:
-                self._pool = await connect_pool(self.settings.dsn, size=8)
+                self._pool = await connect_pool(self.settings.dsn, size=8, name=f"tidemark-{self.role}")
             return self._pool
 
     def input(self, name: str) -> Any:
         """A topic whose offsets Postgres owns, in batches."""
         return self.batch_topic(self.settings.topic(name), BatchLimits(self.settings.batch_records))
 
-    def fenced(self, batch: Batch) -> None:
-        """A batch was refused. Usually the partition is another's, and a rebalance says so soon.
+    def fenced(self, place: Place) -> None:
+        """A transaction was refused. Usually the partition is another's, and a rebalance says so soon.
 
         Where none comes, the claim that fenced this worker came late, from one that is no longer the owner (it was
         frozen, or Postgres did not answer). Nobody would claim again: stop, so that this worker is started anew.
         """
-        self.add_future(self._stop_unless_rebalanced(batch))
+        self.add_future(self._stop_unless_rebalanced(place))
 
-    async def _stop_unless_rebalanced(self, batch: Batch) -> None:
+    async def _stop_unless_rebalanced(self, place: Place) -> None:
         await self.sleep(2 * self.settings.session_timeout_seconds)
-        held = self.offsets.held((batch.topic, batch.partition))
-        is_assigned = TP(batch.topic, batch.partition) in self.consumer.assignment()
-        if not self.should_stop and is_assigned and held and held.epoch == batch.epoch:
-            self.fail(f"{batch.topic}[{batch.partition}]: claimed by a worker that is not its owner; claiming anew")
+        held = self.offsets.held((place.topic, place.partition))
+        is_assigned = TP(place.topic, place.partition) in self.consumer.assignment()
+        if not self.should_stop and is_assigned and held and held.epoch == place.epoch:
+            self.fail(f"{place.topic}[{place.partition}]: claimed by a worker that is not its owner; claiming anew")
 
     def outbox_written(self) -> None:
         """Hint to the relay, sent soon by a task of its own: nothing waits for it."""
@@ -163,6 +164,7 @@ def _faust_settings(role: str, settings: Settings) -> dict[str, Any]:
         "worker_redirect_stdouts": False,
         "Monitor": _Monitor,
         "Router": _Router,
+        "TableManager": Tables,
     }
 
 

@@ -1,4 +1,4 @@
-"""Role `books`: the valuation loop, the outbox relay, the repair of lost corrections and the auditor."""
+"""Role `books`: valuation, the outbox relay, the repair of lost corrections, retention and the auditor."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterable, Awaitable, Callable
+from datetime import timedelta
 from typing import TypeVar
 
-from sinks import audit_progress, corrections, outbox
+from sinks import audit_progress, corrections, outbox, retention
 from sinks.database import is_transient
 from sinks.monitor import Gauges, read_gauges
-from sinks.valuation import Valuation
+from sinks.valuation import Pass, Valuation
 from streams import health, metrics, topics
 from streams.app import App
 from streams.auditor import audit_continuously
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.1  # the poll is the truth; status events only shorten the wait
 _REPAIR_SECONDS = 5.0
 _GAUGE_SECONDS = 5.0
+_RETENTION_SECONDS = 60.0
+_RETENTION_PAUSE_SECONDS = 0.05  # between two steps
 
 app = App("books", load())
 health.add_pages(app)
@@ -44,8 +47,10 @@ async def value_dirty_keys() -> None:
     while not app.should_stop:
         _work.clear()
         done = await _persist(valuation.pass_once)
-        if done is not None and (done.keys or done.settled):
+        if done is not None and done != Pass():
             metrics.KEYS_VALUED.inc(done.keys)
+            for seconds in done.right_after_seconds:
+                metrics.RIGHT_SECONDS.observe(seconds)
             metrics.SNAPSHOTS_WRITTEN.inc(done.snapshots)
             app.outbox_written()
             continue
@@ -55,8 +60,10 @@ async def value_dirty_keys() -> None:
 
 
 async def reissue_corrections() -> None:
-    """Corrections without a live job for too long get a repair trigger."""
+    """Corrections that have settled get their trigger; those without a live job for too long get a repair trigger."""
     pool = await app.pool()
+    settling = app.settings.debounce
+    every = min(_REPAIR_SECONDS, settling.seconds / 4) if settling else _REPAIR_SECONDS
 
     async def reissue() -> int:
         async with pool.acquire() as connection, connection.transaction():
@@ -65,14 +72,14 @@ async def reissue_corrections() -> None:
     while not app.should_stop:
         if await _persist(reissue):
             app.outbox_written()
-        await asyncio.sleep(_REPAIR_SECONDS)
+        await asyncio.sleep(every)
 
 
 async def watch() -> None:
     """Gauges that only Postgres knows."""
     pool = await app.pool()
 
-    async def read() -> tuple[Gauges, tuple[int, float], float | None]:
+    async def read() -> tuple[Gauges, outbox.Backlog, float | None]:
         async with pool.acquire() as connection:
             return (
                 await read_gauges(connection),
@@ -82,14 +89,37 @@ async def watch() -> None:
 
     while not app.should_stop:
         if found := await _persist(read):
-            gauges, (pending, age), audit_age = found
+            gauges, backlog, audit_age = found
             metrics.TRIGGERS_PENDING.set(gauges.triggers_pending)
             metrics.ACTIVE_KEYS.set(gauges.active_keys)
             metrics.SCHEDULER_GAP_DAYS.set(gauges.gap_days)
-            metrics.OUTBOX_PENDING.set(pending)
-            metrics.OUTBOX_AGE.set(age)
+            metrics.OUTBOX_PENDING.set(backlog.pending)
+            metrics.OUTBOX_HELD.set(backlog.held)
+            metrics.OUTBOX_AGE.set(backlog.oldest_seconds)
             metrics.AUDIT_AGE.set(float("nan") if audit_age is None else audit_age)
         await asyncio.sleep(_GAUGE_SECONDS)
+
+
+async def retain() -> None:
+    """Remove what is older than the settings say, in small steps."""
+    pool = await app.pool()
+    steps = [
+        (purge, timedelta(days=days))
+        for purge, days in (
+            (retention.purge_history, app.settings.retain_superseded_history_days),
+            (retention.purge_jobs, app.settings.retain_finished_jobs_days),
+        )
+        if days
+    ]
+
+    async def step() -> int:
+        async with pool.acquire() as connection:
+            return sum([await purge(connection, age) for purge, age in steps])
+
+    while not app.should_stop:
+        removed = await _persist(step)
+        metrics.ROWS_RETIRED.inc(removed or 0)
+        await asyncio.sleep(_RETENTION_PAUSE_SECONDS if removed else _RETENTION_SECONDS)
 
 
 async def audit() -> None:
@@ -112,5 +142,6 @@ async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
 app.forever(value_dirty_keys)
 app.forever(reissue_corrections)
 app.forever(watch)
+app.forever(retain)
 app.forever(audit)
 app.forever(Relay(app.settings, lambda: app.should_stop).run)

@@ -26,13 +26,13 @@ async def close_dates(connection: Connection, dates: Sequence[tuple[int, date]])
 
 async def store_prices(connection: Connection, numbered: Sequence[tuple[int, Price]]) -> Applied:
     """Store prices; each late one issues a correction."""
-    outcome = await prices.apply(connection, [price for _, price in numbered])
+    outcome = await prices.apply(connection, [price for _, price in numbered], app.settings.debounce)
     return Applied(ignored=outcome.ignored)
 
 
 async def book_transactions(connection: Connection, numbered: Sequence[tuple[int, Transaction]]) -> Applied:
     """Book transactions into their keys' histories; late ones rebuild the history under a new epoch."""
-    outcome = await positions.apply(connection, numbered, app.settings.cost_basis_method)
+    outcome = await positions.apply(connection, numbered, app.settings.cost_basis_method, app.settings.replay_rows)
     return Applied(ignored=outcome.ignored, conflicts=outcome.conflicts, epochs_bumped=outcome.rebuilt)
 
 

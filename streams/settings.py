@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sinks.corrections import Debounce
+
 STACK_FILE = "stack.json"
 
 
@@ -40,15 +42,39 @@ class Settings(BaseSettings):
     reset_rows_per_second: Annotated[float, Field(gt=0)] = Field(
         10_000, description="first value of the cluster-wide limit on watermark resets"
     )
-    reset_chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(2_000, description="keys a reset locks at once")
+    reset_chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        10_000, description="the most keys a reset locks at once"
+    )
+    reset_chunk_target_ms: Annotated[float, Field(gt=0)] = Field(
+        100, description="chunks of resets are kept small enough to end within so long"
+    )
+    reset_adaptive: bool = Field(False, description="lower the reset rate while live transactions are slow")
+    reset_latency_target_ms: Annotated[float, Field(gt=0)] = Field(
+        200, description="adaptive mode: a live transaction that runs longer is slow"
+    )
+    debounce_seconds: Annotated[float, Field(ge=0)] = Field(
+        0, description="late prices of a security settle so long before they make a job; 0: at once"
+    )
+    debounce_ceiling_seconds: Annotated[float, Field(gt=0)] = Field(
+        60, description="but no correction settles longer than this"
+    )
     valuation_keys: Annotated[int, Field(ge=1, le=100_000)] = Field(2_000, description="keys one valuation claims")
     batch_records: Annotated[int, Field(ge=1, le=100_000)] = Field(5_000, description="records in one sink transaction")
+    replay_rows: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        10_000, description="replayed transactions one sink transaction queues itself; longer replays the relay expands"
+    )
     session_timeout_seconds: Annotated[float, Field(ge=1, le=300)] = Field(15, description="Kafka group session")
     repair_after_seconds: Annotated[float, Field(gt=0)] = Field(
         30, description="a correction without a live job for so long is issued again"
     )
     audit_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.02, description="of one processor's time, for the auditor in the background; 0: none"
+    )
+    retain_superseded_history_days: Annotated[float, Field(ge=0)] = Field(
+        0, description="superseded history is removed after so long; 0: never"
+    )
+    retain_finished_jobs_days: Annotated[float, Field(ge=0)] = Field(
+        30, description="finished jobs whose corrections are right are removed after so long; 0: never"
     )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN")
@@ -106,6 +132,13 @@ class Settings(BaseSettings):
             for name, value in values.items()
             if value is not None
         }
+
+    @property
+    def debounce(self) -> Debounce | None:
+        """How late prices settle before they make a job; None: not at all."""
+        if self.debounce_seconds == 0:
+            return None
+        return Debounce(self.debounce_seconds, self.debounce_ceiling_seconds)
 
     def topic(self, name: str) -> str:
         """The topic's name on the broker."""

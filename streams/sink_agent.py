@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from sinks import outbox
 from sinks.database import Connection
 from sinks.model import DeadLetter
-from sinks.offsets import Batch, Fenced, Record, Stopping
+from sinks.offsets import Batch, Fenced, Record, Released, Stopping
 from streams import metrics
 from streams.app import App
 from streams.records import Rejected
@@ -50,6 +50,9 @@ class Sink(Generic[T]):
         try:
             with metrics.BATCH_SECONDS.labels(self._topic).time():
                 outcomes = await self._app.offsets.apply(batch, self._effect, self._refuse)
+        except Released:
+            logger.info("%s[%d]: given up at %d for a rebalance", batch.topic, batch.partition, batch.start)
+            return
         except Fenced:
             metrics.FENCED.labels(self._topic).inc()
             logger.warning("%s[%d]: fenced at %d; batch dropped", batch.topic, batch.partition, batch.start)

@@ -10,13 +10,20 @@ This overrides internals of faust-streaming 0.15.3 (pinned exactly). What each o
   stopped; two claims would interleave and leave the worker with the older epoch. The flow is stopped first: records
   delivered between seek and resume would be dropped from the queues although the read offset has passed them.
 * `_getmany`: fetch batch topics separately, leaving out partitions with enough batches in flight (back-pressure).
+  A jump in offsets is not believed because it is there: each fetch must begin where the one before left the client.
+  A fetch that went astray (cancelled on our side, yet finished in the client's thread) is fetched once more; a hole
+  that the broker itself answers (compaction, markers of transactions, aborted ones) is real unless the log no longer
+  holds the offset.
 * `_to_message`: a chunk travels as the message of its last record.
-* `_add_gap`, `_new_offset`: to Faust's acknowledgement logic a chunk looks like a hole in the offsets.
+* `_add_gap`, `_new_offset`: to Faust's acknowledgement logic a chunk looks like a hole in the offsets. What is
+  committed to Kafka is what Postgres holds, whenever the event was acknowledged: a sink may read ahead.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import sys
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -25,6 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import faust
+from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -33,8 +41,10 @@ from sinks.offsets import Batch, Claim, OffsetOutsideLog, Offsets
 if TYPE_CHECKING:
     from faust.types.tuples import ConsumerMessage
 
+logger = logging.getLogger(__name__)
+
 _EMPTY_FETCH_SECONDS = 0.02  # how soon to look again while some partition is held back
-_CLAIM_SECONDS = 60.0
+_CLAIM_SECONDS = 80.0  # longer than a session may stand still in a transaction, shorter than Faust waits for a seek
 
 _inside_fetcher: ContextVar[bool] = ContextVar("_inside_fetcher", default=False)
 
@@ -58,11 +68,36 @@ class BatchSchema(faust.Schema):  # type: ignore[misc]
         return message.value
 
 
-class _ReadCommittedThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """One fetch. begun, ended: where the client stood on each partition before and after; None: nowhere."""
+
+    begun: Mapping[TP, int | None]
+    records: Mapping[TP, list[Any]]
+    ended: Mapping[TP, int | None]
+
+
+class _ClientThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # Faust offers it only together with its own transactions
         return consumer
+
+    async def fetch(self, partitions: set[TP], timeout: float, max_records: int) -> Fetched:
+        """To be called in this thread: nobody else moves the client meanwhile."""
+        consumer = self._ensure_consumer()
+        begun = self._positions(consumer, partitions)
+        records = await self._fetch_records(consumer, partitions, timeout=timeout, max_records=max_records)
+        return Fetched(begun, dict(records), self._positions(consumer, partitions))
+
+    @staticmethod
+    def _positions(consumer: Any, partitions: set[TP]) -> dict[TP, int | None]:
+        subscription = consumer._subscription.subscription
+        assignment = subscription.assignment if subscription else None
+        if assignment is None:
+            return dict.fromkeys(partitions)
+        states = {tp: assignment.state_value(tp) for tp in partitions if tp in assignment.tps}
+        return {tp: state.position if state.has_valid_position else None for tp, state in states.items()}
 
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
@@ -72,14 +107,14 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sent: dict[TP, deque[int]] = defaultdict(deque)  # last offset of each batch handed out, oldest first
-        self._done: dict[TP, int] = {}  # next offset that is safe to commit
         self._claims: dict[TP, Claim] = {}
         self._position: dict[TP, int] = {}  # where the next batch starts
+        self._left: dict[TP, int] = {}  # where the last fetch left the client
         self._fetching = asyncio.Lock()  # a fetch must not straddle a seek
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> Any:
-        return _ReadCommittedThread(self, loop=self.loop, beacon=self.beacon)
+        return _ClientThread(self, loop=self.loop, beacon=self.beacon)
 
     # -- claiming ------------------------------------------------------------------------------------------------
 
@@ -96,7 +131,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self.stop_flow()
         async with self._fetching:
             for partition in self._batch_partitions(self._sent.keys() | self._claims.keys()):
-                for book in (self._sent, self._done, self._claims, self._position, self._acked, self._acked_index):
+                books = (self._sent, self._claims, self._position, self._left)
+                for book in (*books, self._acked, self._acked_index):
                     book.pop(partition, None)
             await super().perform_seek()
 
@@ -116,6 +152,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         await self._thread.seek_wait(wanted)
         self._claims.update(claims)
         self._position.update(wanted)
+        self._left.update(wanted)
         return {**offsets, **wanted}
 
     async def _claim(self, partitions: set[TP]) -> dict[TP, Claim]:
@@ -145,7 +182,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         found: dict[TP, list[Any]] = {}
         if ready:
             wait = 0 if others else timeout
-            found = await self._fetch(ready, wait, sum(self._limits(tp).records for tp in ready))
+            found = await self._fetch_batches(ready, wait, sum(self._limits(tp).records for tp in ready))
         if others:  # never fetch from an empty set: aiokafka reads it as "all partitions"
             found |= await self._fetch(others, 0 if found else timeout, self.app.conf.broker_max_poll_records)
         elif not ready:
@@ -158,6 +195,46 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             thread._fetch_records, thread._ensure_consumer(), partitions, timeout=timeout, max_records=records
         )
         return dict(fetched)
+
+    async def _fetch_batches(self, partitions: set[TP], timeout: float, records: int) -> dict[TP, list[Any]]:
+        """Records of each partition, going on where the last fetch ended; what went astray comes once more."""
+        thread = self._thread
+        fetched: Fetched = await thread.call_thread(thread.fetch, partitions, timeout, records)
+        astray = {tp for tp, begun in fetched.begun.items() if begun != self._left[tp]}
+        holes = {tp for tp in fetched.begun.keys() - astray if self._jumps(tp, fetched)}
+        try:
+            if astray or holes:
+                await self._check_log(astray | holes)
+            if astray:
+                logger.warning("a fetch of %s went astray; fetching again", sorted(f"{t}[{p}]" for t, p in astray))
+                await thread.seek_wait({tp: self._left[tp] for tp in astray})
+        except KafkaError as error:  # what was fetched counts as astray, next time
+            logger.warning("a jump in offsets cannot be looked into: %s: %s", type(error).__name__, error)
+            return {}
+        found = {}
+        for tp in fetched.begun.keys() - astray:
+            ended = fetched.ended.get(tp)
+            if ended is not None:
+                self._left[tp] = ended
+            if rows := fetched.records.get(tp):
+                found[tp] = rows
+        return found
+
+    def _jumps(self, tp: TP, fetched: Fetched) -> bool:
+        rows = fetched.records.get(tp)
+        first = rows[0].offset if rows else fetched.ended.get(tp)
+        return first is not None and first != self._left[tp]
+
+    async def _check_log(self, partitions: set[TP]) -> None:
+        """Stop the worker when the log no longer holds where a partition must go on."""
+        starts = await self._thread.earliest_offsets(*partitions)
+        ends = await self._thread.highwaters(*partitions)
+        for tp in sorted(partitions):
+            try:
+                self.app.offsets.check((tp.topic, tp.partition), self._left[tp], starts[tp], ends[tp])
+            except OffsetOutsideLog as error:
+                self.app.fail(str(error))
+                raise
 
     def _cut(self, tp: TP, records: list[Any]) -> list[Any]:
         size = self._limits(tp).records
@@ -186,9 +263,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def _in_flight(self, tp: TP) -> int:
         sent, acked = self._sent[tp], self._acked_index[tp]
         while sent and sent[0] in acked:  # only ever over a contiguous prefix
-            last = sent.popleft()
-            acked.discard(last)
-            self._done[tp] = last + 1
+            acked.discard(sent.popleft())
         return len(sent)
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
@@ -201,7 +276,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             return offset
         self._in_flight(tp)
         self._acked[tp].clear()
-        return self._done.pop(tp, None)
+        held = self.app.offsets.held((tp.topic, tp.partition))
+        return held.next_offset if held else None
 
 
 class _BatchTransport(driver.Transport):  # type: ignore[misc]
@@ -217,6 +293,11 @@ class BatchApp(faust.App):  # type: ignore[misc]
         self.batch_topics: dict[str, BatchLimits] = {}
         super().__init__(*args, **kwargs)
 
+    def on_rebalance_start(self) -> None:
+        """The rebalance waits for every batch in hand: let them end at once, the next owner goes on where they are."""
+        self.offsets.release()
+        super().on_rebalance_start()
+
     def _new_transport(self) -> Any:
         return _BatchTransport(self.conf.broker_consumer, self)
 
@@ -227,10 +308,9 @@ class BatchApp(faust.App):  # type: ignore[misc]
 
     def fail(self, reason: str) -> None:
         """Stop the worker at once, acknowledging nothing more. A supervisor starts it again."""
-        import logging
-        import os
-
-        logging.getLogger("tidemark").critical("worker stops: %s", reason)
-        logging.shutdown()
-        sys.stderr.flush()
-        os._exit(1)
+        try:
+            logging.getLogger("tidemark").critical("worker stops: %s", reason)
+            logging.shutdown()
+            sys.stderr.flush()
+        finally:  # even where the disk that holds the log is full
+            os._exit(1)

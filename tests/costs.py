@@ -14,10 +14,11 @@ Figures = tuple[Decimal, Decimal, Decimal]
 
 def costs(transactions: Iterable[Transaction], method: CostBasisMethod) -> list[Figures]:
     """(quantity, cost_basis, realized_gain_loss) as stored, after each transaction in the order given."""
-    state, rows = CostState(), []
-    for transaction in transactions:
-        state = costing.apply(state, transaction, method)
-        rows.append(
-            (costing.rounded(state.quantity), costing.rounded(state.cost_basis), costing.rounded(state.realized))
+    return [
+        (
+            costing.rounded(entry.state.quantity),
+            costing.rounded(entry.state.cost_basis),
+            costing.rounded(entry.state.realized),
         )
-    return rows
+        for entry in costing.run(CostState(), 0, transactions, method)
+    ]

@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from sinks import calendar, model, positions, prices, resets
+from sinks import calendar, corrections, model, outbox, positions, prices, resets
 from sinks.database import connect_pool
 from sinks.valuation import Pass, Valuation
 from streams import records
@@ -27,7 +27,9 @@ class Engine:
 
     def __init__(self, pool: asyncpg.Pool, method: model.CostBasisMethod = "FIFO", keys: int = 1_000) -> None:
         self.pool = pool
+        self.replay_rows = 10_000
         self.method = method
+        self.debounce: corrections.Debounce | None = None
         self.valuation = Valuation(pool, keys)
         self.table: dict[str, triggers.Entry] = {}
         self.jobs: deque[model.Job] = deque()
@@ -47,19 +49,20 @@ class Engine:
                 case "business-dates":
                     await calendar.apply(connection, [records.decode_business_date(v) for v in values])
                 case "prices":
-                    await prices.apply(connection, [records.decode_price(v) for v in values])
+                    await prices.apply(connection, [records.decode_price(v) for v in values], self.debounce)
                 case "transactions":
                     decoded = [records.decode_transaction(v) for v in values]
-                    await positions.apply(connection, list(enumerate(decoded)), self.method)
+                    await positions.apply(connection, list(enumerate(decoded)), self.method, self.replay_rows)
 
     async def relay(self) -> int:
         """Pass on what waits in the outbox; the trigger agent hears it at once."""
         async with self.pool.acquire() as connection:
-            rows = await connection.fetch("select * from outbox_events order by id")
-            for row in rows:
-                self._hear(row["topic"], json.loads(row["value"]), row["value"])
-            await connection.execute("delete from outbox_events where id = any($1)", [row["id"] for row in rows])
-        return len(rows)
+            events = (await outbox.read(connection, 100_000, 2**30)).events
+            for event in events:
+                assert event.value is not None
+                self._hear(event.topic, json.loads(event.value), event.value)
+            await outbox.acknowledge(connection, events)
+        return len(events)
 
     def _hear(self, topic: str, event: dict[str, Any], value: bytes) -> None:
         self.published.append((topic, event))
@@ -78,6 +81,11 @@ class Engine:
             self.table.pop(security, None)
         else:
             self.table[security] = decision.entry
+
+    async def reissue(self) -> int:
+        """What the `books` role does now and then: triggers that have settled, and repairs."""
+        async with self.pool.acquire() as connection, connection.transaction():
+            return await corrections.reissue(connection, 30)
 
     async def open_jobs(self) -> None:
         """The watermark sink reads all job records there are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from confluent_kafka import Producer as ConfluentProducer
 from deploy.local.stack import Stack
 from sinks.database import connect_pool
 from streams.settings import Settings, load_named
+from streams.worker import ROLES
 from tidemark.audit import AuditResult, audit_books
 
 Event = tuple[str, Any]
@@ -43,13 +44,13 @@ def unkeyed(record: dict[str, Any]) -> bytes | None:
 
 
 class Topology:
-    """What a test does with the topology: send, wait until the books are right, look."""
+    """What a test does with the topology: send, wait until the books are right, look. sent: records sent before."""
 
-    def __init__(self, stack: Stack, pool: asyncpg.Pool) -> None:
+    def __init__(self, stack: Stack, pool: asyncpg.Pool, sent: int = 0) -> None:
         self.stack = stack
         self.settings: Settings = stack.settings
         self.pool = pool
-        self._sent = 0
+        self._sent = sent
 
     async def send(self, events: Sequence[Event], key: Key = by_security) -> None:
         """With aiokafka (murmur2). A bytes or None event is sent as it is."""
@@ -116,18 +117,40 @@ class Topology:
             await consumer.stop()
 
 
-@asynccontextmanager
-async def run_topology(broker_url: str, database_url: str, folder: Path, **changes: Any) -> AsyncIterator[Topology]:
-    """Start all four roles; afterwards no worker may have died meanwhile. changes: settings."""
-    prefix = f"t{uuid.uuid4().hex[:8]}-"
-    settings = load_named(
+def settings_for(broker_url: str, database_url: str, folder: Path, **changes: Any) -> Settings:
+    """A topology's settings: small, and under a prefix of its own unless one is given."""
+    prefix = changes.pop("topic_prefix", None) or f"t{uuid.uuid4().hex[:8]}-"
+    return load_named(
         broker_url=broker_url,
         database_url=database_url,
-        data_dir=folder / prefix,
         topic_prefix=prefix,
-        **{"internal_partitions": 2, "input_partitions": 2, "session_timeout_seconds": 6, **changes},
+        **{
+            "data_dir": folder / prefix,
+            "internal_partitions": 2,
+            "input_partitions": 2,
+            "session_timeout_seconds": 6,
+            **changes,
+        },
     )
-    stack = Stack(settings)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = _STILL_SECONDS) -> None:
+    """Wait for a condition; fails with what did not come."""
+    try:
+        async with asyncio.timeout(seconds):
+            while not await condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"not after {seconds:.0f} s: {what}") from None
+
+
+@asynccontextmanager
+async def run_topology(
+    broker_url: str, database_url: str, folder: Path, roles: Sequence[str] = ROLES, **changes: Any
+) -> AsyncIterator[Topology]:
+    """Start the roles; afterwards no worker may have died meanwhile. changes: settings."""
+    settings = settings_for(broker_url, database_url, folder, **changes)
+    stack = Stack(settings, roles=roles)
     await stack.start()
     pool = await connect_pool(stack.settings.dsn, size=2)
     try:

@@ -11,10 +11,10 @@ import click
 from pydantic import SecretStr
 
 from deploy.local.errors import StackError
-from sinks import database
+from sinks import database, operations
 from streams.settings import Settings, SettingsError, load
 from streams.topics import TopicError
-from tidemark.commands import audit, demo, produce, stack, worker
+from tidemark.commands import audit, demo, history, jobs, outbox, produce, restore, stack, worker
 
 
 class _OneLineErrors(click.Group):
@@ -23,7 +23,7 @@ class _OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (SettingsError, StackError, TopicError, database.DatabaseError) as error:
+        except (SettingsError, StackError, TopicError, database.DatabaseError, operations.Refused) as error:
             raise click.ClickException(str(error)) from None
 
 
@@ -65,5 +65,6 @@ def _shown(current: Settings, name: str) -> Any:
     return value if value is None or isinstance(value, int | float) else str(value)
 
 
-for command in [*stack.COMMANDS, *demo.COMMANDS, *worker.COMMANDS, *produce.COMMANDS, *audit.COMMANDS]:
-    main.add_command(command)
+for module in (stack, demo, worker, produce, audit, history, jobs, outbox, restore):
+    for command in module.COMMANDS:
+        main.add_command(command)

@@ -63,12 +63,21 @@ appender.stdout.layout.pattern=%d{yyyy-MM-dd HH:mm:ss.SSS} %-5p %c{1}: %m%n
 
 
 class KafkaServer:
-    """A broker with its data in `folder`; they, its cluster id and if possible its ports survive restarts."""
+    """A broker with its data in `folder`; they, its cluster id and if possible its ports survive restarts.
 
-    def __init__(self, folder: Path, log: Path, ports: Ports) -> None:
+    name: what its ports are remembered under; extra: further lines of server.properties, which win over ours; cluster:
+    the id of a cluster of several.
+    """
+
+    def __init__(
+        self, folder: Path, log: Path, ports: Ports, name: str = "kafka", extra: str = "", cluster: str | None = None
+    ) -> None:
         self._folder = folder
         self._log = log
         self._ports = ports
+        self._name = name
+        self._extra = extra
+        self._cluster = cluster or cluster_id()
         self._classpath = ""
         self._broker = 0
         self._controller = 0
@@ -110,8 +119,8 @@ class KafkaServer:
 
     def _configure(self) -> None:
         if not self.published:
-            self._broker = self._ports.choose("kafka")
-        self._controller = self._ports.choose("kafka-controller")
+            self._broker = self._ports.choose(self._name)
+        self._controller = self._ports.choose(f"{self._name}-controller")
         self._properties.write_text(
             _SERVER.format(
                 host=LOOPBACK,
@@ -120,11 +129,12 @@ class KafkaServer:
                 data=self._folder / "data",
                 record=MAX_RECORD_BYTES,
             )
+            + self._extra
         )
 
     async def _format(self) -> None:
         command = self._java(
-            "kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster_id(), "-c", str(self._properties)
+            "kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", self._cluster, "-c", str(self._properties)
         )
         try:
             code = await run(command, _FORMAT_TIMEOUT)

@@ -64,7 +64,7 @@ class Bench:
         self.rounds = rounds
         self.results: list[Result] = []
         self.say = say
-        self._folder = folder
+        self.folder = folder
         self._ports = Ports(folder / "ports.json")
         self._servers = AsyncExitStack()
         self._postgres: PostgresServer | None = None
@@ -116,7 +116,7 @@ class Bench:
     async def postgres(self) -> PostgresServer:
         """The run's Postgres, started at the first call."""
         if self._postgres is None:
-            server = PostgresServer(self._folder / "postgres", self._folder / "postgres.log", self._ports)
+            server = PostgresServer(self.folder / "postgres", self.folder / "postgres.log", self._ports)
             await self._serve("postgres", server)
             self._postgres = server
         return self._postgres
@@ -124,7 +124,7 @@ class Bench:
     async def kafka(self) -> str:
         """The address of the run's Kafka, kafka://host:port, started at the first call."""
         if self._kafka is None:
-            server = KafkaServer(self._folder / "kafka", self._folder / "kafka.log", self._ports)
+            server = KafkaServer(self.folder / "kafka", self.folder / "kafka.log", self._ports)
             await self._serve("kafka", server)
             self._kafka = server
         return self._kafka.url

@@ -5,25 +5,40 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import signal
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from deploy.local.errors import StackError
 from deploy.local.part import Part
 from deploy.local.stack import Stack
-from sinks.database import connect, is_transient
+from sinks.database import DatabaseError, connect, is_transient
+from streams.settings import Settings
+from streams.topics import TopicError
+from tests.chaos.cluster import Cluster
+from tests.chaos.proxy import Proxy
+
+_JOINS = 10
+_CUTS = 3  # of each kind, at COMMITs
+_FIND_A_COMMIT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Victims:
     """What a fault may hit."""
 
+    cluster: Cluster
     stack: Stack
     spare: Stack
-    kafka: Part
-    postgres: Part
-    dsn: str
-    session_seconds: float
+    settings: Settings
+    program: Sequence[str]
+
+    @property
+    def session_seconds(self) -> float:
+        """After so long without a heartbeat the broker gives a worker's partitions away."""
+        return self.settings.session_timeout_seconds
 
     def worker(self, chance: random.Random, *roles: str) -> Part:
         """A worker of one of the roles (none: any), of the stack or of the spare."""
@@ -41,8 +56,8 @@ def _signal(part: Part, number: signal.Signals) -> str:
 
 
 async def kill_worker(victims: Victims, chance: random.Random) -> str:
-    """kill -9."""
-    return _signal(victims.worker(chance), signal.SIGKILL)
+    """kill -9, mostly of a worker with input partitions."""
+    return _signal(victims.worker(chance, *chance.choice([("intake",), ()])), signal.SIGKILL)
 
 
 async def end_worker(victims: Victims, chance: random.Random) -> str:
@@ -52,7 +67,7 @@ async def end_worker(victims: Victims, chance: random.Random) -> str:
 
 async def freeze_worker(victims: Victims, chance: random.Random) -> str:
     """A zombie: stopped past its session, its partitions taken over, then awake with work in hand."""
-    worker = victims.worker(chance, "intake", "intake", "resets")
+    worker = victims.worker(chance, "intake", "intake", "resets", "triggers")
     pid = worker.pid
     if pid is None:
         return "nobody to freeze"
@@ -64,10 +79,28 @@ async def freeze_worker(victims: Victims, chance: random.Random) -> str:
     return f"freeze {worker.name}"
 
 
+async def join_and_leave(victims: Victims, chance: random.Random) -> str:
+    """One more worker of a role joins the group, works for a while and leaves in order."""
+    role = chance.choice(["intake", "resets", "triggers", "books"])
+    folder = victims.settings.data_dir.parent / f"joining-{chance.getrandbits(32):08x}"
+    joining = Stack(victims.settings.model_copy(update={"data_dir": folder}), roles=[role], program=victims.program)
+    for _ in range(_JOINS):
+        try:
+            await joining.start()
+            break
+        except (StackError, TopicError, DatabaseError):  # it comes while another fault is not over
+            await asyncio.sleep(2)
+    else:
+        return f"{role} cannot join"
+    await asyncio.sleep(chance.uniform(1, 4))
+    await joining.stop()
+    return f"{role} joins and leaves"
+
+
 async def cut_sessions(victims: Victims, chance: random.Random) -> str:
-    """pg_terminate_backend on every session of the workers."""
+    """pg_terminate_backend on every session but ours."""
     try:
-        connection = await connect(victims.dsn)
+        connection = await connect(victims.cluster.direct_dsn)
         await connection.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity "
             "where datname = current_database() and pid <> pg_backend_pid()"
@@ -81,19 +114,88 @@ async def cut_sessions(victims: Victims, chance: random.Random) -> str:
 
 async def crash_postgres(victims: Victims, chance: random.Random) -> str:
     """Immediate shutdown: as after a power cut, but for the disk."""
-    return _signal(victims.postgres, signal.SIGQUIT)
+    return _signal(victims.cluster.postgres, signal.SIGQUIT)
 
 
 async def kill_broker(victims: Victims, chance: random.Random) -> str:
-    """kill -9 of the only broker."""
-    return _signal(victims.kafka, signal.SIGKILL)
+    """kill -9 of the only broker, or of one of three."""
+    return _signal(chance.choice(victims.cluster.brokers), signal.SIGKILL)
 
 
-FAULTS: dict[Fault, int] = {
-    kill_worker: 4,
-    end_worker: 2,
-    freeze_worker: 3,
-    cut_sessions: 3,
-    crash_postgres: 2,
-    kill_broker: 1,
-}
+async def cut_at_commit(victims: Victims, chance: random.Random) -> str:
+    """Cut connections just before the server hears of a COMMIT, and just before the client hears that it is done."""
+    proxy = victims.cluster.postgres_proxy
+    before = sum(proxy.cuts.values())
+    for cut in chance.sample(["before COMMIT", "after COMMIT"] * _CUTS, 2 * _CUTS):
+        proxy.plan(cut)
+    await _until(lambda: not proxy.planned, _FIND_A_COMMIT_SECONDS)
+    return f"{sum(proxy.cuts.values()) - before} connections cut at COMMIT"
+
+
+async def slow_network(victims: Victims, chance: random.Random) -> str:
+    """Every chunk is late, for a while."""
+    proxy, name = _proxy(victims, chance)
+    proxy.delay = chance.uniform(0.05, 0.2)
+    await asyncio.sleep(chance.uniform(4, 6))
+    proxy.delay, delay = 0.0, proxy.delay
+    return f"{delay * 1000:.0f} ms to {name}"
+
+
+async def stop_network(victims: Victims, chance: random.Random) -> str:
+    """Nothing passes, past the session; then everything does, or every connection is reset."""
+    proxy, name = _proxy(victims, chance)
+    proxy.stopped = True
+    await asyncio.sleep(victims.session_seconds + chance.uniform(1, 3))
+    reset = chance.random() < 0.5
+    if reset:
+        proxy.cut_all()
+    proxy.stopped = False
+    return f"no network to {name}" + (", then resets" if reset else "")
+
+
+async def fill_disk(victims: Victims, chance: random.Random) -> str:
+    """The files of the trigger table cannot grow: the next write fails as on a full disk, and ends the worker."""
+    worker = victims.stack.workers["triggers"]
+    folder = victims.stack.settings.data_dir / "worker-triggers"
+    sizes = [file.stat().st_size for file in folder.rglob("*.log")]  # RocksDB's write-ahead logs
+    if worker.pid is None or not hasattr(resource, "prlimit"):
+        return "no disk to fill"
+    restarts = worker.restarts
+    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (max([1, *sizes]), resource.RLIM_INFINITY))
+    await _until(lambda: worker.restarts > restarts, 10)
+    return "disk of the trigger table full" + ("" if worker.restarts > restarts else ", for the next write")
+
+
+def _proxy(victims: Victims, chance: random.Random) -> tuple[Proxy, str]:
+    kafka = victims.cluster.kafka_proxy
+    if kafka and chance.random() < 0.5:
+        return kafka, "Kafka"
+    return victims.cluster.postgres_proxy, "Postgres"
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        pass
+
+
+FAULTS: dict[str, Fault] = {
+    fault.__name__: fault
+    for fault in (
+        kill_worker, end_worker, freeze_worker, join_and_leave, cut_sessions, crash_postgres, kill_broker,
+        cut_at_commit, slow_network, stop_network, fill_disk,
+    )
+}  # fmt: skip
+
+
+def choose(seed: int, count: int) -> list[str]:
+    """The faults of a seed in their order: each kind once, then any; half of the rest kill or freeze workers."""
+    chance = random.Random(f"faults {seed}")
+    kinds = [name for name in FAULTS if name != "fill_disk" or sys.platform == "linux"]
+    chosen = chance.sample(kinds, min(count, len(kinds)))
+    often = ["kill_worker", "freeze_worker", "cut_at_commit"]
+    chosen += [chance.choice(chance.choice((often, kinds))) for _ in range(count - len(chosen))]
+    return chosen

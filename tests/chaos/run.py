@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from deploy.local.kafka import KafkaServer
-from deploy.local.part import Part
-from deploy.local.ports import Ports
-from deploy.local.postgres import PostgresServer
 from deploy.local.stack import Stack
 from sinks.database import connect, is_transient, migrate
-from streams.settings import load_named
-from streams.topics import BUSINESS_DATES, PRICES, TRANSACTIONS
-from tests import scenarios
+from streams import topics
+from streams.settings import Settings, load_named
+from tests.chaos import faults, load
+from tests.chaos.cluster import Cluster, run_cluster
 from tests.chaos.faults import FAULTS, Victims
+from tests.chaos.report import Injected, Report
+from tests.chaos.sender import Partition, Sender
 from tests.chaos.witness import Witness
 from tidemark.audit import audit_books
+from tidemark.oracle.books import Books
+from tidemark.oracle.fold import Inputs
 
 _SESSION_SECONDS = 6.0
-_START_SECONDS = 120.0
-_HEAL_SECONDS = 180.0
+_BACKLOG_SECONDS = 120.0
+_RECOVERY_SECONDS = 60.0
+_HEAL_SECONDS = 420.0
+_AT_ONCE = 0.25  # of the faults come while the one before is not over
+_OUTPUTS = (topics.TRIGGERS, topics.STATUS, topics.PROCESSED, topics.VALUATIONS, topics.DEAD_LETTERS)
 
 _LEFT = """
 select (select count(*) from dirty_keys) as dirty_keys,
@@ -43,200 +45,300 @@ select (select count(*) from dirty_keys) as dirty_keys,
 """
 
 
-@dataclass
-class Report:
-    """What a run did and found; wrong is empty when every promise was kept."""
+@dataclass(frozen=True)
+class Plan:
+    """How hard. per_topic: records in each input topic; backlog: records that must wait when a fault comes."""
 
-    seed: int
-    records: int = 0
-    seconds: float = 0.0
-    healed_in: float = 0.0
-    faults: Counter[str] = field(default_factory=Counter)
-    samples: int = 0
-    snapshots: int = 0
-    fenced: int = 0
-    wrong: list[str] = field(default_factory=list)
-
-    def line(self) -> str:
-        """One row of a table of seeds."""
-        faults = ", ".join(f"{count} {name}" for name, count in sorted(self.faults.items()))
-        verdict = "right" if not self.wrong else "WRONG"
-        return (
-            f"seed {self.seed}: {verdict}; {self.records:,} records, {sum(self.faults.values())} faults ({faults}), "
-            f"{self.samples} samples, {self.snapshots:,} snapshots, healed in {self.healed_in:.0f} s"
-        )
+    per_topic: int = 100_000
+    faults: int = 14
+    backlog: int = 2_000
+    brokers: int = 1
+    batch_records: int = 500
+    script: Sequence[str] = ()
+    """Names of faults instead of those that the seed chooses."""
 
 
-async def run(
-    seed: int,
-    seconds: float = 45.0,
-    records: int = 6_000,
-    say: Callable[[str], None] = print,
-    sabotage: str | None = None,
-) -> Report:
-    """Start everything, break it for so many seconds, let it heal, and judge.
+def standard(seed: int) -> Plan:
+    """What the table of seeds is made with: every fourth seed has three brokers."""
+    return Plan(brokers=3 if seed % 4 == 0 else 1)
 
-    sabotage: a name in tests.chaos.sabotage; the workers then run without that protection.
-    """
-    chance = random.Random(seed)
-    report = Report(seed)
-    events = _load(seed, records)
-    report.records = len(events)
-    async with _servers() as (folder, kafka, kafka_part, postgres, postgres_part):
-        dsn = await postgres.create_database("chaos")
-        postgres.published = kafka.published = True
-        await migrate(dsn)
-        witness = Witness(dsn)
+
+async def run(seed: int, plan: Plan, say: Callable[[str], None] = print) -> Report:
+    """Start everything, break it while it works, let it heal, and judge."""
+    report = Report(seed, plan.brokers)
+    made = await asyncio.to_thread(load.make, seed, plan.per_topic)
+    expected = await asyncio.to_thread(made.inputs.books, "FIFO")
+    report.records = dict(made.counts)
+    async with run_cluster(plan.brokers) as cluster:
+        settings = _settings(cluster, plan)
+        await migrate(cluster.direct_dsn)
+        witness = Witness(cluster.direct_dsn, seed)
         await witness.install()
-        settings = load_named(
-            broker_url=kafka.url,
-            database_url=dsn,
-            data_dir=folder / "stack",
-            session_timeout_seconds=_SESSION_SECONDS,
-            batch_records=100,
-            reset_chunk_rows=3,
-            valuation_keys=7,
-            repair_after_seconds=5,
-        )
-        module = ["tests.chaos.sabotage", sabotage] if sabotage else ["tidemark"]
-        program = [sys.executable, "-m", *module]
+        program = [sys.executable, "-m", "tidemark"]
         stack = Stack(settings, program=program)
-        spare_settings = settings.model_copy(update={"data_dir": folder / "spare"})
-        spare = Stack(spare_settings, roles=["intake", "resets"], program=program)
+        spare = Stack(
+            settings.model_copy(update={"data_dir": cluster.folder / "spare"}),
+            roles=["intake", "resets"],
+            program=program,
+        )
+        await topics.ensure_topics(settings)
         await stack.start()
         await spare.start()
-        watching = asyncio.create_task(witness.watch())
+        sender = Sender(cluster.bootstrap, made.records)
+        sender.start()
+        witness.start()
+        started = time.monotonic()
         try:
-            victims = Victims(stack, spare, kafka_part, postgres_part, dsn, _SESSION_SECONDS)
-            started = time.monotonic()
-            sending = asyncio.create_task(_send(settings.bootstrap_servers, events, seconds, chance.random()))
-            await _break(victims, chance, seconds, report, say)
-            await sending
+            victims = Victims(cluster, stack, spare, settings, program)
+            chaos = Chaos(report, victims, sender, started, say)
+            await chaos.inject(seed, plan)
             report.seconds = time.monotonic() - started
-            report.wrong += await _heal(dsn, settings.bootstrap_servers)
+            report.wrong += await chaos.heal()
             report.healed_in = time.monotonic() - started - report.seconds
-            watching.cancel()
-            report.samples = witness.samples
-            report.wrong += await witness.verdict()
-            audit = await audit_books(dsn, settings.cost_basis_method)
-            report.snapshots = audit.snapshots
-            report.wrong += map(str, audit.differences[:10])
-            expected = scenarios.expected_books(events, settings.cost_basis_method)
-            if audit.snapshots != expected.snapshot_count:
-                report.wrong.append(f"{audit.snapshots} snapshots, expected {expected.snapshot_count}")
-            logs = [*(folder / "stack" / "logs").glob("*.log"), *(folder / "spare" / "logs").glob("*.log")]
-            report.fenced = sum(log.read_text(errors="replace").count("fenced") for log in logs)
+            await witness.stop()
+            await _judge(report, settings, cluster, witness, sender, made.inputs, expected)
         finally:
-            watching.cancel()
+            await witness.stop()
+            await asyncio.to_thread(sender.stop)
             await spare.stop()
             await stack.stop()
-            if report.wrong and not sabotage:
-                kept = Path(tempfile.mkdtemp(prefix=f"tidemark-chaos-{seed}-"))
-                shutil.copytree(folder / "stack" / "logs", kept / "stack")
-                shutil.copytree(folder / "spare" / "logs", kept / "spare")
-                say(f"logs kept in {kept}")
+            report.fenced = _count_in_logs(cluster.folder, "fenced")
+            report.cuts = dict(cluster.postgres_proxy.cuts)
+            if report.wrong or sys.exc_info()[0]:
+                say(f"logs kept in {_keep_logs(cluster.folder, seed)}")
     return report
 
 
-def _load(seed: int, records: int) -> list[scenarios.Event]:
-    """A scenario in which no transaction id comes twice: then rows can be counted against offsets."""
-    seen: set[str] = set()
-    events = []
-    for topic, record in scenarios.generate(seed, events=records):
-        if topic == TRANSACTIONS:
-            if record["transaction_id"] in seen:
-                continue
-            seen.add(record["transaction_id"])
-        events.append((topic, record))
-    return events
+def _settings(cluster: Cluster, plan: Plan) -> Settings:
+    return load_named(
+        broker_url=f"kafka://{cluster.bootstrap.replace(',', ';')}",
+        database_url=cluster.dsn,
+        data_dir=cluster.folder / "stack",
+        session_timeout_seconds=_SESSION_SECONDS,
+        replication_factor=plan.brokers,
+        batch_records=plan.batch_records,
+        reset_chunk_rows=20,
+        valuation_keys=500,
+        repair_after_seconds=5,
+    )
 
 
-@asynccontextmanager
-async def _servers() -> AsyncIterator[tuple[Path, KafkaServer, Part, PostgresServer, Part]]:
-    folder = Path(tempfile.mkdtemp(prefix="tidemark-chaos-"))
-    folder.chmod(0o711)  # noqa: ASYNC240
-    ports = Ports(folder / "ports.json")
-    kafka = KafkaServer(folder / "kafka", folder / "kafka.log", ports)
-    postgres = PostgresServer(folder / "postgres", folder / "postgres.log", ports)
-    kafka_part = Part("kafka", kafka.launch, kafka.ready, lambda: None)
-    postgres_part = Part("postgres", postgres.launch, postgres.ready, lambda: None)
-    try:
-        await kafka.prepare()
-        await postgres.prepare()
-        await asyncio.gather(kafka_part.start(_START_SECONDS), postgres_part.start(_START_SECONDS))
-        yield folder, kafka, kafka_part, postgres, postgres_part
-    finally:
-        await kafka_part.stop()
-        await postgres_part.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+class Chaos:
+    """The faults of one run, and what was seen of each."""
+
+    def __init__(
+        self, report: Report, victims: Victims, sender: Sender, started: float, say: Callable[[str], None]
+    ) -> None:
+        self._report = report
+        self._victims = victims
+        self._sender = sender
+        self._started = started
+        self._say = say
+        self._dsn = victims.cluster.direct_dsn
+
+    async def inject(self, seed: int, plan: Plan) -> None:
+        """One fault after another, each with a share of the load let loose before it and a backlog to meet."""
+        names = list(plan.script) or faults.choose(seed, plan.faults)
+        for number, name in enumerate(names, 1):
+            chance = random.Random(f"fault {seed} {number}")
+            self._sender.release(number / len(names))
+            lags = await self._backlog(plan.backlog, 3 * plan.per_topic * 3 // (2 * len(names)))
+            self._say(f"seed {seed}, {time.monotonic() - self._started:5.1f} s: {name} at a lag of {lags.total():,}")
+            await self._one(name, lags, chance)
+            await asyncio.sleep(chance.uniform(0, 1))
+
+    async def _one(self, name: str, lags: Counter[Partition], chance: random.Random) -> None:
+        at = time.monotonic()
+        by_topic: Counter[str] = Counter()
+        for (topic, _), lag in lags.items():
+            by_topic[topic] += lag
+        injected = Injected(name, "", round(at - self._started, 1), lags.total(), dict(by_topic))
+        self._report.faults.append(injected)
+        before = await self._offsets()
+        injected.what = await FAULTS[name](self._victims, chance)
+        if name == "crash_postgres":
+            at = await self._postgres_back()
+        elsewhere = name.endswith("_worker") and not injected.what.endswith("intake")  # no input partition concerned
+        if chance.random() >= _AT_ONCE and not elsewhere:
+            injected.recovered_in = await self._recovered(at, before, lags)
+        took = "" if injected.recovered_in is None else f", recovered in {injected.recovered_in:.1f} s"
+        self._say(f"    {injected.what}{took}")
+
+    async def _backlog(self, least: int, most: int) -> Counter[Partition]:
+        """Until so many records wait, by partition: enough to meet, and no more than one and a half shares of the
+        load, so that the faults are spread over all of it."""
+        deadline = time.monotonic() + _BACKLOG_SECONDS
+        while True:
+            with contextlib.suppress(OSError, TimeoutError):
+                lags = self._lags(await self._offsets())
+                if least <= lags.total() <= most or self._sender.done or time.monotonic() > deadline:
+                    return lags
+            await asyncio.sleep(0.02)
+
+    async def _recovered(self, at: float, before: Counter[Partition], lags: Counter[Partition]) -> float | None:
+        """Seconds until every partition that had a lag has moved on; None when that takes too long to wait for."""
+        while time.monotonic() - at < _RECOVERY_SECONDS:
+            with contextlib.suppress(OSError, TimeoutError):
+                now = await self._offsets()
+                if all(now[place] > before[place] for place, lag in lags.items() if lag):
+                    return round(time.monotonic() - at, 1)
+            await asyncio.sleep(0.1)
+        return None
+
+    async def _postgres_back(self) -> float:
+        while True:
+            with contextlib.suppress(OSError, TimeoutError):
+                await self._offsets()
+                return time.monotonic()
+            await asyncio.sleep(0.05)
+
+    def _lags(self, offsets: Counter[Partition]) -> Counter[Partition]:
+        return Counter({place: end - offsets[place] for place, end in dict(self._sender.ends).items()})
+
+    async def _offsets(self) -> Counter[Partition]:
+        """What Postgres holds. Raises OSError while it is away."""
+        rows = await _fetch(self._dsn, "select topic, partition, next_offset from kafka_offsets")
+        return Counter({(row["topic"], row["partition"]): row["next_offset"] for row in rows})
+
+    async def heal(self) -> list[str]:
+        """Wait until everything is sent and consumed and nothing is left to do; what is left is what is wrong."""
+        self._sender.release(1)
+        left: dict[str, int] = {}
+        deadline = time.monotonic() + _HEAL_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, TimeoutError):
+                left = dict((await _fetch(self._dsn, _LEFT))[0])
+                left["unsent"] = not self._sender.done
+                left["lag"] = self._lags(await self._offsets()).total()
+                if not any(left.values()):
+                    return self._sender.failed[:3]
+            await asyncio.sleep(0.5)
+        return [f"stuck after {_HEAL_SECONDS:.0f} s: {left}"]
 
 
-async def _send(bootstrap: str, events: list[scenarios.Event], seconds: float, jitter: float) -> None:
-    """In bursts, the last of them just before the faults end, so that there is always a backlog to lose."""
-    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, request_timeout_ms=120_000)
-    await producer.start()
-    try:
-        pieces = max(4, int(seconds / 2))
-        size = -(-len(events) // pieces)
-        acks = []
-        for first in range(0, len(events), size):
-            for topic, record in events[first : first + size]:
-                key = record.get("security_id", "").encode() or None
-                acks.append(await producer.send(topic, json.dumps(record).encode(), key=key))
-            await asyncio.sleep(seconds / pieces * (0.5 + jitter / 2))
-        await asyncio.gather(*acks)
-    finally:
-        await producer.stop()
-
-
-async def _break(
-    victims: Victims, chance: random.Random, seconds: float, report: Report, say: Callable[[str], None]
-) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        await asyncio.sleep(chance.uniform(0.5, 3.0))
-        fault = chance.choices(list(FAULTS), list(FAULTS.values()))[0]
-        what = await fault(victims, chance)
-        report.faults[fault.__name__] += 1
-        say(f"seed {report.seed}, {seconds - (end - time.monotonic()):5.1f} s: {what}")
-
-
-async def _heal(dsn: str, bootstrap: str) -> list[str]:
-    """Wait until everything sent is consumed and nothing is left to do; what is left is what is wrong."""
-    left: dict[str, int] = {}
-    deadline = time.monotonic() + _HEAL_SECONDS
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, TimeoutError):
-            left = await _left(dsn, bootstrap)
-            if not any(left.values()):
-                return []
-        await asyncio.sleep(0.5)
-    return [f"stuck after {_HEAL_SECONDS:.0f} s: {left}"]
-
-
-async def _left(dsn: str, bootstrap: str) -> dict[str, int]:
+async def _fetch(dsn: str, query: str) -> list[dict[str, int]]:
     try:
         connection = await connect(dsn)
+        try:
+            return [dict(row) for row in await connection.fetch(query)]
+        finally:
+            await connection.close(timeout=2)
     except Exception as error:
         if is_transient(error):
             raise OSError from error
         raise
-    try:
-        left = dict(await connection.fetchrow(_LEFT))
-        left["lag"] = await _end(bootstrap) - await connection.fetchval(
-            "select coalesce(sum(next_offset), 0)::bigint from kafka_offsets where consumer_group like '%intake'"
+
+
+async def _judge(
+    report: Report,
+    settings: Settings,
+    cluster: Cluster,
+    witness: Witness,
+    sender: Sender,
+    inputs: Inputs,
+    expected: Books,
+) -> None:
+    report.samples, report.audited = witness.samples, witness.audited
+    report.figures = await witness.figures()
+    report.wrong += await witness.verdict(sender.bad)
+    report.wrong += await _inputs_differ(cluster.direct_dsn, inputs)
+    audit = await audit_books(cluster.direct_dsn, settings.cost_basis_method)
+    report.snapshots = audit.snapshots
+    report.wrong += map(str, audit.differences[:10])
+    if (audit.snapshots, len(audit.waiting)) != (expected.snapshot_count, 0):
+        report.wrong.append(
+            f"{audit.snapshots} snapshots, {len(audit.waiting)} keys waiting; expected {expected.snapshot_count}, 0"
         )
-    finally:
-        await connection.close()
-    return left
+    report.wrong += await _outbox_lost(settings, witness)
+    jobs, lag = await _job_topic(settings, cluster.direct_dsn)
+    report.records[topics.JOBS] = jobs
+    if lag:
+        report.wrong.append(f"{lag} job records not consumed")
 
 
-async def _end(bootstrap: str) -> int:
-    """Records in the input topics."""
-    consumer = AIOKafkaConsumer(BUSINESS_DATES, PRICES, TRANSACTIONS, bootstrap_servers=bootstrap)
+async def _inputs_differ(dsn: str, inputs: Inputs) -> list[str]:
+    """The sinks' tables hold what was sent, latest revisions, and nothing else."""
+    stored = {
+        "transactions": {
+            (row["transaction_id"], row["revision"], row["cancelled"])
+            for row in await _fetch(dsn, "select transaction_id, revision, cancelled from transactions")
+        },
+        "prices": {
+            (row["security_id"], row["price_date"], row["price"], row["revision"])
+            for row in await _fetch(dsn, "select security_id, price_date, price, revision from market_prices")
+        },
+        "business dates": {row["business_date"] for row in await _fetch(dsn, "select * from business_dates")},
+    }
+    sent = {
+        "transactions": {(t.transaction_id, t.revision, t.cancelled) for t in inputs.transactions.values()},
+        "prices": {(p.security_id, p.price_date, p.price, p.revision) for p in inputs.prices.values()},
+        "business dates": set(inputs.business_dates),
+    }
+    return [
+        f"{what}: {len(sent[what] - found)} lost, {len(found - sent[what])} that were not sent"
+        for what, found in stored.items()
+        if found != sent[what]
+    ]
+
+
+async def _outbox_lost(settings: Settings, witness: Witness) -> list[str]:
+    """Every outbox row that was ever committed is in Kafka, and per key ids grow (a repetition apart)."""
+    written = await witness.outbox()
+    published: set[int] = set()
+    highest: dict[tuple[str, bytes | None], int] = {}
+    disorder = 0
+    consumer = AIOKafkaConsumer(
+        *map(settings.topic, _OUTPUTS), bootstrap_servers=settings.bootstrap_servers, fetch_max_wait_ms=100
+    )
     await consumer.start()
     try:
-        partitions: set[TopicPartition] = consumer.assignment()
-        return sum((await consumer.end_offsets(partitions)).values())
+        ends = await consumer.end_offsets(consumer.assignment())
+        await consumer.seek_to_beginning()
+        while any([await consumer.position(p) < end for p, end in ends.items()]):
+            for partition, records in (await consumer.getmany(timeout_ms=200)).items():
+                for record in records:
+                    number = int(dict(record.headers)["event_id"])
+                    key = (partition.topic, record.key)
+                    if number not in published and record.key is not None:
+                        disorder += number < highest.get(key, 0)
+                        highest[key] = max(number, highest.get(key, 0))
+                    published.add(number)
     finally:
         await consumer.stop()
+    wrong = []
+    if lost := sorted(written.keys() - published):
+        wrong.append(f"{len(lost)} outbox rows never reached Kafka, the first: {lost[0]} {written[lost[0]]}")
+    if unknown := published - written.keys():
+        wrong.append(f"{len(unknown)} events published that were never committed")
+    if disorder:
+        wrong.append(f"{disorder} events overtook another of their key")
+    return wrong
+
+
+async def _job_topic(settings: Settings, dsn: str) -> tuple[int, int]:
+    """(records ever written, records that the watermark sink has not passed)."""
+    partitions = [TopicPartition(settings.topic(topics.JOBS), n) for n in range(settings.internal_partitions)]
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
+    await consumer.start()
+    try:
+        ends = sum((await consumer.end_offsets(partitions)).values())
+    finally:
+        await consumer.stop()
+    rows = await _fetch(
+        dsn,
+        f"select sum(next_offset)::bigint as passed from kafka_offsets where topic = '{settings.topic(topics.JOBS)}'",
+    )
+    return ends, ends - rows[0]["passed"]
+
+
+def _count_in_logs(folder: Path, word: str) -> int:
+    return sum(log.read_text(errors="replace").count(word) for log in folder.glob("*/logs/*.log*"))
+
+
+def _keep_logs(folder: Path, seed: int) -> Path:
+    kept = Path(tempfile.mkdtemp(prefix=f"tidemark-chaos-{seed}-"))
+    for log in [*folder.glob("*/logs/*.log*"), *folder.glob("*.log")]:
+        target = kept / log.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(log, target)
+    return kept

@@ -1,12 +1,16 @@
-"""Workers with one protection taken out, to show that the chaos runs would notice: `python -m … NAME worker ROLE`."""
+"""Workers with a protection taken out, or a moment held still: `python -m tests.chaos.sabotage NAME,… worker ROLE`."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 
 from sinks import offsets
+from streams import transport
 from tidemark.main import main
+
+GATE = 0x6761_7465  # "gate"
 
 
 def no_fence() -> None:
@@ -31,8 +35,71 @@ def offset_first() -> None:
     offsets.Offsets.step = step
 
 
-SABOTAGES: dict[str, Callable[[], None]] = {"no_fence": no_fence, "offset_first": offset_first}
+def no_stop_flow() -> None:
+    """Records go on being delivered between the seek and the clearing of the queues."""
+    whole = transport.BatchConsumer.perform_seek
+
+    async def perform_seek(self):
+        self.stop_flow = lambda: None
+        try:
+            await whole(self)
+        finally:
+            del self.stop_flow
+
+    transport.BatchConsumer.perform_seek = perform_seek
+
+
+def deaf() -> None:
+    """No protection removed: a worker that does not hear of a rebalance in time has the fence alone."""
+    offsets.Offsets.release = lambda self: None
+
+
+def gated() -> None:
+    """No protection removed: before a fenced transaction the worker waits for GATE, a lock that a test holds."""
+    whole = offsets.Offsets.step
+
+    async def step(self, batch, next_offset, effect):
+        async with (await self._pool()).acquire() as connection:
+            await connection.execute("select pg_advisory_lock_shared($1)", GATE)
+            await connection.execute("select pg_advisory_unlock_shared($1)", GATE)
+        return await whole(self, batch, next_offset, effect)
+
+    offsets.Offsets.step = step
+
+
+def slow_seek() -> None:
+    """No protection removed: after the seek it takes a moment until the flow goes on."""
+    whole = transport.BatchConsumer.perform_seek
+
+    async def perform_seek(self):
+        await whole(self)
+        if not transport._inside_fetcher.get():
+            await asyncio.sleep(0.5)
+
+    transport.BatchConsumer.perform_seek = perform_seek
+
+
+def lose_fetches() -> None:
+    """Not a protection removed: three fetches are lost on their way, as when they are cancelled on our side."""
+    whole = transport.BatchConsumer._fetch_batches
+    left = 3
+
+    async def fetch(self, partitions, timeout, records):
+        nonlocal left
+        if left:
+            lost = await self._thread.call_thread(self._thread.fetch, partitions, timeout, records)
+            left -= any(lost.records.values())
+            return {}
+        return await whole(self, partitions, timeout, records)
+
+    transport.BatchConsumer._fetch_batches = fetch
+
+
+SABOTAGES: dict[str, Callable[[], None]] = {
+    change.__name__: change for change in (no_fence, offset_first, no_stop_flow, deaf, gated, slow_seek, lose_fetches)
+}
 
 if __name__ == "__main__":
-    SABOTAGES[sys.argv.pop(1)]()
+    for name in sys.argv.pop(1).split(","):
+        SABOTAGES[name]()
     main()

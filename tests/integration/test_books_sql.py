@@ -6,14 +6,14 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from sinks import positions, resets
+from sinks import calendar, corrections, positions, resets
 from sinks.database import connect
 from sinks.model import Job
 from sinks.valuation import Pass
@@ -108,7 +108,7 @@ async def test_a_late_price_reaches_every_holder_and_only_those(engine: Engine, 
         ("2025-01-06", "2025-01-07", 2, 1_050)
     ] * 7
     statuses = Counter(event["status"] for topic, event in engine.published if topic == "reprocessing-status")
-    assert statuses == {"PROCESSING": 1, "COMPLETE": 1, "BOOKS_RIGHT": 1}
+    assert statuses == {"PENDING": 1, "PROCESSING": 1, "COMPLETE": 1, "BOOKS_RIGHT": 1}
     await assert_right(engine, database)
 
 
@@ -150,6 +150,33 @@ async def test_a_reset_that_waits_for_a_valuation_is_not_lost(engine: Engine, da
     engine.running.clear()
     assert await engine.pool.fetchval("select watermark_date from position_state") == date(2025, 1, 2)
     await engine.drain()
+    await assert_right(engine, database)
+
+
+async def test_a_date_closed_late_reaches_a_key_that_is_just_being_created(engine: Engine, database: str) -> None:
+    await engine.take("business-dates", dates(1, 3))
+    first = records.decode_transaction(json.dumps(trade("a", "BUY", 10, 100, 1)).encode())
+    applied, valued = asyncio.Event(), asyncio.Event()
+    async with engine.pool.acquire() as booking, engine.pool.acquire() as closing:
+
+        async def close() -> None:
+            async with closing.transaction():
+                await calendar.apply(closing, [date(2025, 1, 2)])
+                applied.set()
+                await valued.wait()
+
+        created = booking.transaction()
+        await created.start()
+        await positions.apply(booking, [(0, first)], "FIFO")
+        late = asyncio.create_task(close())
+        await _waits_for_a_lock(database)  # or it would not see the key, which would be valued without the date
+        await created.commit()
+        await applied.wait()
+        assert (await engine.value()).keys == 1  # without the date, which has not been committed
+        valued.set()
+        await late
+    await engine.drain()
+    assert list(await snapshots(engine)) == [1, 2, 3]
     await assert_right(engine, database)
 
 
@@ -196,28 +223,75 @@ async def test_jobs_come_twice_and_statuses_heal(engine: Engine) -> None:
     assert [event["status"] for _, event in engine.published] == ["COMPLETE", "COMPLETE"]
 
 
-async def test_a_lost_trigger_is_issued_again_with_growing_patience(engine: Engine, database: str) -> None:
-    from sinks import corrections
+async def test_steps_of_a_job_may_be_repeated_after_a_commit_in_doubt(engine: Engine, database: str) -> None:
+    """The offset does not move with them, so it cannot tell whether they were committed: they must tell themselves."""
+    await engine.take("transactions", [trade(f"t{n}", "BUY", 10, 100, 1, f"P{n}") for n in range(4)])
+    await engine.take("business-dates", dates(1, 2))
+    await engine.drain()
+    await engine.take("prices", [price(1, 90)])
+    await engine.relay()
+    job = engine.jobs.popleft()
+    async with engine.pool.acquire() as connection:
 
+        async def twice(step: Callable[[], Awaitable[Any]]) -> tuple[Any, Any]:
+            outcomes = []
+            for _ in range(2):
+                try:
+                    async with connection.transaction():
+                        outcomes.append(await step())
+                except resets.JobMoved:
+                    outcomes.append(resets.JobMoved)
+            return outcomes[0], outcomes[1]
+
+        ((opened,), (again,)) = await twice(lambda: resets.open_jobs(connection, [job]))
+        assert opened == again
+        chunk, repeated = await twice(lambda: resets.reset_chunk(connection, opened, 2))
+        assert (chunk.keys_reset, repeated) == (2, resets.JobMoved)
+        last, repeated = await twice(lambda: resets.reset_chunk(connection, chunk.job, 100))
+        assert (last.keys_reset, last.job.status, repeated) == (2, "COMPLETE", resets.JobMoved)
+        assert await connection.fetchval("select keys_done from reprocessing_jobs") == 4
+        await engine.take("prices", [price(2, 80)])
+        await engine.relay()
+        (failing,) = await resets.open_jobs(connection, [engine.jobs.popleft()])
+        await resets.fail(connection, failing, "reason")
+        await connection.execute("update corrections set held = false")  # released meanwhile
+        await resets.fail(connection, failing, "reason")
+        assert not await connection.fetchval("select bool_or(held) from corrections")
+
+
+async def test_a_lost_trigger_is_issued_again_with_growing_patience(engine: Engine, database: str) -> None:
     await engine.take("transactions", [trade("a", "BUY", 10, 100, 1)])
     await engine.take("business-dates", dates(1, 2))
     await engine.drain()
     await engine.take("prices", [price(1, 90)])
     await engine.pool.execute("delete from outbox_events")  # the trigger is lost
 
-    async def reissue() -> int:
-        async with engine.pool.acquire() as connection, connection.transaction():
-            return await corrections.reissue(connection, 30)
-
-    assert await reissue() == 0  # not yet
+    assert await engine.reissue() == 0  # not yet
     await engine.pool.execute("update corrections set reissue_at = clock_timestamp()")
-    assert (await reissue(), await reissue()) == (1, 0)
+    assert (await engine.reissue(), await engine.reissue()) == (1, 0)
     await engine.pool.execute("update corrections set reissue_at = clock_timestamp()")
-    assert await reissue() == 1
+    assert await engine.reissue() == 1
     patience = await engine.pool.fetchval("select extract(epoch from reissue_at - clock_timestamp()) from corrections")
     assert 50 < patience < 60
     await engine.drain()
     await assert_right(engine, database)
+
+
+async def test_corrections_that_wait_do_not_make_a_storm_of_repairs(engine: Engine) -> None:
+    """One is overdue after the other, as behind a slow sink: the first repair covers them all."""
+    await engine.take("transactions", [trade("a", "BUY", 10, 100, 1)])
+    await engine.take("business-dates", dates(1, 2))
+    await engine.drain()
+    for value in (90, 91, 92):
+        await engine.take("prices", [price(1, value)])
+    repairs = 0
+    for seq in await engine.pool.fetch("select seq from corrections where reset_at is null order by seq"):
+        await engine.pool.execute(
+            "update corrections set reissue_at = clock_timestamp() where seq = $1 and reissue_count = 0", seq["seq"]
+        )
+        async with engine.pool.acquire() as connection, connection.transaction():
+            repairs += await corrections.reissue(connection, 30)
+    assert repairs == 1
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ import asyncpg
 import pytest
 
 from sinks.database import Connection, Pool, connect_pool
-from sinks.offsets import Batch, BrokenChain, Claim, Fenced, OffsetOutsideLog, Offsets, Record, Stopping
+from sinks.offsets import Batch, BrokenChain, Claim, Fenced, OffsetOutsideLog, Offsets, Record, Released, Stopping
+from tests.topology import until
 
 TP = ("prices", 0)
 
@@ -89,6 +91,23 @@ async def test_a_batch_of_an_older_claim_is_dropped(pool: Pool) -> None:
     await one.claim(TP, 0, 100)
     with pytest.raises(Fenced):
         await one.apply(batch(old, 0, 0), effect, refuse)
+
+
+async def test_a_claim_given_up_ends_batches_in_hand_and_retries(pool: Pool) -> None:
+    one = worker(pool)
+    claim = await one.claim(TP, 0, 100)
+
+    async def given_up(connection: Connection, records: Sequence[Record]) -> int:
+        one.release()
+        raise ConnectionResetError
+
+    with pytest.raises(Released):
+        await one.apply(batch(claim, 0, 0), given_up, refuse)
+    with pytest.raises(Released):
+        await one.apply(batch(claim, 0, 0), effect, refuse)
+    again = await one.claim(TP, 0, 100)
+    await one.apply(batch(again, 0, 0), effect, refuse)
+    assert await effects(pool) == [0]
 
 
 async def test_records_already_applied_are_skipped(pool: Pool) -> None:
@@ -256,3 +275,39 @@ async def test_an_ambiguous_commit_followed_by_another_claim_is_fenced(pool: Poo
     with pytest.raises(Fenced):
         await one.apply(batch(claim, 0, 0), overtaken, refuse)
     assert await effects(pool) == []
+
+
+async def test_a_bug_in_a_statement_is_not_taken_for_a_lost_connection(pool: Pool) -> None:
+    one = worker(pool)
+    claim = await one.claim(TP, 0, 100)
+
+    async def buggy(connection: Connection, records: Sequence[Record]) -> int:
+        await connection.execute("insert into effects values ($1, null)", 1, 2)
+        return 0
+
+    with pytest.raises(asyncpg.InterfaceError, match="expects 1 argument"):
+        await one.apply(batch(claim, 0, 0), buggy, refuse)
+    assert await stored(pool) == (0, 1)
+
+
+async def test_sessions_that_a_failover_left_read_only_are_given_up(
+    pool: Pool, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session keeps what it was opened with: one opened while the database was read-only can never write."""
+    name = database.rsplit("/", 1)[1]
+    await pool.execute(f"alter database {name} set default_transaction_read_only = on")
+    after = await connect_pool(database)
+    try:
+        one = worker(after)
+        claiming = asyncio.create_task(one.claim(TP, 0, 100))
+        await until(lambda: _warned(caplog, "cannot write"), "the first attempt")
+        await pool.execute(f"alter database {name} reset default_transaction_read_only")
+        claim = await claiming
+        await one.apply(batch(claim, 0, 0, 1), effect, refuse)
+        assert await effects(pool) == [0, 1]
+    finally:
+        await after.close()
+
+
+async def _warned(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return text in caplog.text

@@ -86,8 +86,8 @@ def booked(arrivals: Sequence[Sequence[Transaction]]) -> tuple[list[Transaction]
     return live, epoch
 
 
-def booking_tail(live: Sequence[Transaction]) -> booking.Tail | None:
-    return booking.Tail(len(live), live[-1].order, booking.CostState()) if live else None
+def booking_tail(live: Sequence[Transaction]) -> booking.Base | None:
+    return booking.Base(len(live), live[-1].order, booking.CostState()) if live else None
 
 
 def batches(transactions: Sequence[Transaction], random: Random) -> list[list[Transaction]]:

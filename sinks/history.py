@@ -1,0 +1,135 @@
+"""Rows of `position_history`: writing them with their cost states, and reading back what a booking starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import islice
+
+import asyncpg
+
+from sinks.booking import Base, Booking, Key, Order
+from sinks.costing import CostState, Entry, Lot, Split, rounded
+from sinks.database import Connection
+
+_ROWS_AT_ONCE = 50_000  # bounds the memory that a statement's arguments take
+
+BASE_COLUMNS = """
+    h.sequence, h.transaction_date, h.transaction_id, coalesce(h.exact_quantity, h.quantity) as quantity,
+    coalesce(h.exact_cost_basis, h.cost_basis) as cost_basis,
+    coalesce(h.exact_realized, h.realized_gain_loss) as realized, h.head_sequence, h.head_quantity, h.head_cost,
+    h.recorded_at
+"""
+
+# Backwards from the end of the place's date: what it passes over is to be written anew anyway.
+_BASES = f"""
+select place.security_id, place.portfolio_id, base.*
+from unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[])
+    as place (security_id, portfolio_id, transaction_date, transaction_id)
+cross join lateral (
+    select {BASE_COLUMNS} from position_history h
+    where h.security_id = place.security_id and h.portfolio_id = place.portfolio_id and h.superseded_epoch is null
+      and h.position_date <= (place.transaction_date at time zone 'UTC')::date
+      and (h.transaction_date, h.transaction_id) < (place.transaction_date, place.transaction_id)
+    order by h.position_date desc, h.sequence desc
+    limit 1
+) as base
+"""
+
+_LOTS = """
+select wanted.security_id, wanted.portfolio_id, found.*
+from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::numeric[])
+    as wanted (security_id, portfolio_id, after, upto, needed)
+cross join lateral open_lots(wanted.security_id, wanted.portfolio_id, after, upto, needed) as found
+"""
+
+_SUPERSEDE = """
+update position_history h set superseded_at = $5, superseded_epoch = new.epoch
+from unnest($1::text[], $2::text[], $3::int[], $4::int[]) as new (security_id, portfolio_id, epoch, kept)
+where h.security_id = new.security_id and h.portfolio_id = new.portfolio_id
+  and h.superseded_epoch is null and h.sequence > new.kept
+"""
+
+_WRITE = """
+insert into position_history (security_id, portfolio_id, epoch, sequence, transaction_id, transaction_date,
+                              position_date, quantity, cost_basis, realized_gain_loss, exact_quantity,
+                              exact_cost_basis, exact_realized, head_sequence, head_quantity, head_cost,
+                              lot_quantity, lot_cost, split_ratio, recorded_at)
+select *, $20::timestamptz
+from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::timestamptz[], $7::date[], $8::numeric[],
+            $9::numeric[], $10::numeric[], $11::numeric[], $12::numeric[], $13::numeric[], $14::int[], $15::numeric[],
+            $16::numeric[], $17::numeric[], $18::numeric[], $19::numeric[])
+"""
+
+
+def base(row: asyncpg.Record) -> Base:
+    """The row of history in BASE_COLUMNS."""
+    head = Lot(row["head_sequence"], row["head_quantity"], row["head_cost"]) if row["head_sequence"] else None
+    state = CostState(row["quantity"], row["cost_basis"], row["realized"], head)
+    order = (row["transaction_date"], row["transaction_id"].encode())
+    return Base(row["sequence"], order, None if row["head_sequence"] is None else state)
+
+
+async def read_bases(connection: Connection, places: dict[Key, Order]) -> dict[Key, Base]:
+    """The last row of each key's live history before a place; keys without such a row are left out."""
+    arguments = [(*key, order[0], order[1].decode()) for key, order in places.items()]
+    rows = await connection.fetch(_BASES, *columns(arguments))
+    return {(row["security_id"], row["portfolio_id"]): base(row) for row in rows}
+
+
+async def read_lots(
+    connection: Connection, wanted: Sequence[tuple[str, str, int, int, object]]
+) -> dict[Key, tuple[list[Lot], list[Split]]]:
+    """Lots opened, and splits, after one row up to another, as many as make up the units (costing.units_needed).
+
+    wanted: (security_id, portfolio_id, after, upto, units).
+    """
+    found: dict[Key, tuple[list[Lot], list[Split]]] = {}
+    for security, portfolio, sequence, quantity, cost, ratio in await connection.fetch(_LOTS, *columns(wanted)):
+        lots, splits = found.setdefault((security, portfolio), ([], []))
+        if ratio is None:
+            lots.append(Lot(sequence, quantity, cost))
+        else:
+            splits.append(Split(sequence, ratio))
+    return found
+
+
+async def write(connection: Connection, bookings: Sequence[Booking], at: datetime) -> None:
+    """Supersede what a rebuild does not keep, and add the new rows. All carry one time, `at`."""
+    rebuilt = [booked.plan for booked in bookings if booked.plan.rebuilt_from]
+    if rebuilt:
+        await connection.execute(_SUPERSEDE, *columns([(*p.key, p.epoch, p.kept) for p in rebuilt]), at)
+    rows = (_row(booked, entry) for booked in bookings for entry in booked.entries)
+    while piece := list(islice(rows, _ROWS_AT_ONCE)):
+        await connection.execute(_WRITE, *columns(piece), at)
+
+
+def _row(booked: Booking, entry: Entry) -> tuple[object, ...]:
+    state, transaction = entry.state, entry.transaction
+    exact = (state.quantity, state.cost_basis, state.realized)
+    kept = tuple(map(rounded, exact))
+    head, lot = state.head, entry.opened
+    return (
+        *booked.plan.key,
+        booked.plan.epoch,
+        entry.sequence,
+        transaction.transaction_id,
+        transaction.transaction_date,
+        transaction.position_date,
+        *kept,
+        *(None if value == stored else value for value, stored in zip(exact, kept, strict=True)),
+        *((head.sequence, head.quantity, head.cost) if head else (0, None, None)),
+        *((lot.quantity, lot.cost) if lot else (None, None)),
+        entry.split,
+    )
+
+
+def key_columns(keys: Iterable[Key]) -> tuple[list[str], list[str]]:
+    """Keys as two columns of arguments."""
+    pairs = list(keys)
+    return [security for security, _ in pairs], [portfolio for _, portfolio in pairs]
+
+
+def columns(rows: Sequence[tuple[object, ...]]) -> list[list[object]]:
+    """Rows as columns of arguments; there must be one."""
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,105 @@
+"""`tidemark history`: what a position was, is, and what a correction made of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from sinks.bitemporal import History, open_history
+from streams.settings import load
+
+_DIFFERENCE = ("transaction_id", "change", "old_quantity", "new_quantity", "old_cost_basis", "new_cost_basis",
+               "old_realized_gain_loss", "new_realized_gain_loss")  # fmt: skip
+_POSITION = ("sequence", "transaction_id", "position_date", "epoch", "quantity", "cost_basis", "realized_gain_loss")
+
+
+@click.command()
+@click.argument("portfolio")
+@click.argument("security")
+@click.option("--as-of", type=click.DateTime(["%Y-%m-%d"]), help="Only the position at the end of this date.")
+@click.option("--known-at", help="As it was known at this moment (ISO 8601; without offset UTC).")
+@click.option("--epoch", type=click.IntRange(min=0), help="As it stood at the end of this epoch.")
+@click.option("--diff", type=(int, int), metavar="OLD NEW", help="What changed from epoch OLD to epoch NEW.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def history(
+    portfolio: str,
+    security: str,
+    as_of: datetime | None,
+    known_at: str | None,
+    epoch: int | None,
+    diff: tuple[int, int] | None,
+    as_json: bool,
+) -> None:
+    """Show the position history of SECURITY in PORTFOLIO, now or as it was known.
+
+    Epochs number the versions of the history: each back-dated transaction, amendment or cancellation makes one.
+    """
+    if sum((diff is not None, epoch is not None, as_of is not None or known_at is not None)) > 1:
+        raise click.UsageError("--diff, --epoch and --as-of/--known-at exclude each other")
+    moment = _moment(known_at) if known_at else None
+    rows = asyncio.run(_read(portfolio, security, as_of, moment, epoch, diff))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.Encoder(decimal_format="number").encode(rows)))
+    elif rows:
+        _print(rows, _DIFFERENCE if diff else _POSITION)
+    else:
+        click.echo("no difference" if diff else "nothing was held or traded by then")
+
+
+async def _read(
+    portfolio: str,
+    security: str,
+    as_of: datetime | None,
+    moment: datetime | None,
+    epoch: int | None,
+    diff: tuple[int, int] | None,
+) -> list[dict[str, object]]:
+    async with open_history(load().dsn, portfolio, security) as found:
+        await _check_epochs(found, portfolio, security, diff or (() if epoch is None else (epoch,)))
+        if diff:
+            return await found.difference(*diff)
+        if as_of:
+            return await found.as_of(as_of.date(), moment)
+        return await found.known_at(moment) if epoch is None else await found.of_epoch(epoch)
+
+
+async def _check_epochs(found: History, portfolio: str, security: str, asked: Sequence[int]) -> None:
+    newest = await found.epoch()
+    if newest is None:
+        raise click.ClickException(f"portfolio {portfolio} has never held {security}")
+    if wrong := [epoch for epoch in asked if not 0 <= epoch <= newest]:
+        raise click.ClickException(f"there is no epoch {wrong[0]}: the epochs of this key are 0 to {newest}")
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"not an ISO 8601 timestamp: {text}", param_hint="--known-at") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _print(rows: Sequence[dict[str, object]], columns: Sequence[str]) -> None:
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("transaction_id", "change") else "right")
+    for row in rows:
+        table.add_row(*(_text(row[column]) for column in columns))
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=200).print(table)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Decimal):
+        return f"{value.normalize():,f}"
+    return "" if value is None else str(value)
+
+
+COMMANDS = [history]
