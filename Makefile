@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test chaos bench bench-quick lint types layers lock clean
+.PHONY: setup demo test chaos bench bench-quick simulate mutants soak lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -32,6 +32,15 @@ bench: setup  ## NAMES="positions herd": the benchmarks, each beside its baselin
 
 bench-quick: setup  ## a rough look in under two minutes
 	$(BIN)/python -m tests.bench $(NAMES) --quick --json bench.json
+
+simulate: setup  ## SECONDS=60: explore interleavings on models of Kafka and Postgres; TRAPS=1: take the guards out
+	$(BIN)/python -m tests.simulation --seconds $(or $(SECONDS),60) $(if $(TRAPS),--traps)
+
+mutants: setup  ## change the pure parts in every small way: do the unit tests notice? at least 85 % must be
+	$(BIN)/python -m tests.mutants
+
+soak: setup  ## MINUTES=60: mixed load on a stack of its own, audited all the while; writes soak.json
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),60) --json soak.json
 
 lint: setup
 	$(BIN)/ruff check .

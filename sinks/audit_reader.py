@@ -1,10 +1,13 @@
-"""What the audit reads: the books and their inputs as they stood at one moment."""
+"""What the audit reads: pieces of the books and of their inputs as they stood at one moment.
+
+A piece is small whatever the installation's size: a range of keys, in the order of the primary keys, or a list of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, TypeAlias
 
@@ -12,47 +15,90 @@ import asyncpg
 
 from sinks.database import Connection, DatabaseError, connect
 
-Row: TypeAlias = dict[str, Any]
+Key: TypeAlias = tuple[str, str]
+"""(security_id, portfolio_id): the order of the primary keys."""
 
-_SECURITIES = """
-    select security_id from transactions
-    union select security_id from position_state
-    union select security_id from position_history where superseded_epoch is null
-    union select security_id from daily_position_snapshots
-    order by 1
-"""
+Rows: TypeAlias = list[Any]
+"""Rows as tuples, in the order of the columns selected."""
+
+FIRST: Key = ("", "")
+_AFTER_ALL_IDS = chr(0x10FFFF) * 201  # ids have at most 200 characters
+LAST: Key = (_AFTER_ALL_IDS, _AFTER_ALL_IDS)
+
+_IN_RANGE = "(security_id, portfolio_id) > ($1, $2) and (security_id, portfolio_id) <= ($3, $4)"
+_IN_LIST = "(security_id, portfolio_id) in (select * from unnest($1::text[], $2::text[]))"
+
 _TRANSACTIONS = """
-    select transaction_id, portfolio_id, security_id, transaction_date, transaction_type, quantity, price,
-           gross_transaction_amount, trade_fee, currency, revision, cancelled
-    from transactions where security_id = $1
+select transaction_id, portfolio_id, security_id, transaction_date, transaction_type, quantity,
+       gross_transaction_amount, trade_fee, cancelled
+from transactions where {}
 """
-_PRICES = """
-    select security_id, price_date, price, currency, revision from market_prices where security_id = $1
-"""
+_PRICES = "select security_id, price_date, price from market_prices where security_id = any($1::text[])"
 _HISTORY = """
-    select portfolio_id, security_id, transaction_id, position_date, epoch, sequence,
-           quantity, cost_basis, realized_gain_loss
-    from position_history where security_id = $1 and superseded_epoch is null
-"""
-_STATES = """
-    select portfolio_id, security_id, epoch, watermark_date, status from position_state where security_id = $1
+select portfolio_id, security_id, epoch, transaction_id, position_date, sequence, quantity, cost_basis,
+       realized_gain_loss
+from position_history where superseded_epoch is null and {}
+order by security_id, portfolio_id, sequence
 """
 _SNAPSHOTS = """
-    select portfolio_id, security_id, valuation_date, epoch, quantity, cost_basis, price, price_date,
-           market_value, unrealized_gain_loss, valuation_status
-    from daily_position_snapshots where security_id = $1
+select portfolio_id, security_id, epoch, valuation_date, quantity, cost_basis, price, price_date, market_value,
+       unrealized_gain_loss, valuation_status
+from daily_position_snapshots where {}
+order by security_id, portfolio_id, valuation_date
 """
+_STATES = """
+select portfolio_id, security_id, epoch, watermark_date, status, valued_through
+from position_state left join securities using (security_id) where {}
+"""
+# Visibly dirty: after the watermark, and from the first date on that a correction still has to reach.
+_DIRTY = """
+select portfolio_id, security_id, least(watermark_date + 1, (
+           select min(c.earliest_date) from corrections c
+           where c.security_id = dirty_keys.security_id and c.right_at is null and c.reset_at is null)) as dirty_from
+from dirty_keys where {}
+"""
+
+_COUNT = f"select count(*) from position_state where {_IN_RANGE}"
+_BOUNDARY = f"""
+select security_id, portfolio_id from position_state where {_IN_RANGE}
+order by security_id, portfolio_id offset $5 limit 1
+"""
+_OF_PORTFOLIO = """
+select security_id, portfolio_id from transactions where portfolio_id = $1
+union select security_id, portfolio_id from position_state where portfolio_id = $1
+union select security_id, portfolio_id from position_history where portfolio_id = $1 and superseded_epoch is null
+union select security_id, portfolio_id from daily_position_snapshots where portfolio_id = $1
+order by 1, 2
+"""
+_SAMPLE = "select security_id, portfolio_id from position_state order by random() limit $1"
 
 
 @dataclass(frozen=True, slots=True)
-class SecurityRows:
-    """All rows of one security; history: the live ones."""
+class Piece:
+    """Keys after `after` and up to `upto`; or, where it is given, the listed ones only."""
 
-    transactions: list[Row]
-    prices: list[Row]
-    history: list[Row]
-    states: list[Row]
-    snapshots: list[Row]
+    after: Key = FIRST
+    upto: Key = LAST
+    keys: tuple[Key, ...] | None = None
+
+
+def of_security(security_id: str) -> Piece:
+    """Every key of a security."""
+    return Piece((security_id, ""), (security_id, _AFTER_ALL_IDS))
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRows:
+    """All rows of a piece; history: the live ones; dirty: the keys of the view dirty_keys, and from which date on."""
+
+    business_dates: list[date]
+    transactions: Rows
+    prices: Rows
+    history: Rows
+    snapshots: Rows
+    states: Rows
+    dirty: dict[tuple[str, str], date]
+    """By (portfolio_id, security_id)."""
 
 
 class BooksReader:
@@ -61,43 +107,74 @@ class BooksReader:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    async def snapshot(self) -> str:
+        """The moment's name, under which other connections can read it as long as this one is open."""
+        name: str = await self._connection.fetchval("select pg_export_snapshot()")
+        return name
+
     async def business_dates(self) -> list[date]:
         """The closed dates, in order; the last is L."""
-        rows = await self._fetch("select business_date from business_dates order by 1")
+        rows = await self._connection.fetch("select business_date from business_dates order by 1")
         return [row["business_date"] for row in rows]
 
-    async def securities(self) -> list[str]:
-        """Every security that the books or the transactions name, in order."""
-        return [row["security_id"] for row in await self._fetch(_SECURITIES)]
+    async def count_keys(self, scope: Piece) -> int:
+        """How many keys the range has."""
+        count: int = await self._connection.fetchval(_COUNT, *scope.after, *scope.upto)
+        return count
 
-    async def dirty_keys(self) -> set[tuple[str, str]]:
-        """(portfolio_id, security_id) of the keys whose snapshots wait for a valuation or a correction."""
-        rows = await self._fetch("select portfolio_id, security_id from dirty_keys")
-        return {(row["portfolio_id"], row["security_id"]) for row in rows}
+    async def keys_of_portfolio(self, portfolio_id: str) -> list[Key]:
+        """Every key of a portfolio that the books or the transactions name."""
+        return [(row[0], row[1]) for row in await self._connection.fetch(_OF_PORTFOLIO, portfolio_id)]
 
-    async def security(self, security_id: str) -> SecurityRows:
-        """Everything about one security."""
-        return SecurityRows(
-            transactions=await self._fetch(_TRANSACTIONS, security_id),
-            prices=await self._fetch(_PRICES, security_id),
-            history=await self._fetch(_HISTORY, security_id),
-            states=await self._fetch(_STATES, security_id),
-            snapshots=await self._fetch(_SNAPSHOTS, security_id),
+    async def sample(self, size: int) -> list[Key]:
+        """So many keys, drawn at random."""
+        return [(row[0], row[1]) for row in await self._connection.fetch(_SAMPLE, size)]
+
+    async def head(self, scope: Piece, keys: int) -> Piece:
+        """The range's first piece, of so many keys; it has the range's end when there are no more."""
+        row = await self._connection.fetchrow(_BOUNDARY, *scope.after, *scope.upto, keys - 1)
+        return replace(scope, upto=(row[0], row[1])) if row else scope
+
+    async def read(self, piece: Piece) -> PieceRows:
+        """Everything about the piece's keys. Extra rows of keys that have no state belong to a range too."""
+        arguments: tuple[Any, ...]
+        if piece.keys is None:
+            condition, arguments = _IN_RANGE, (*piece.after, *piece.upto)
+        else:
+            condition, arguments = _IN_LIST, ([key[0] for key in piece.keys], [key[1] for key in piece.keys])
+
+        async def fetch(sql: str) -> Rows:
+            rows: Rows = await self._connection.fetch(sql.format(condition), *arguments)
+            return rows
+
+        transactions = await fetch(_TRANSACTIONS)
+        securities = sorted({row["security_id"] for row in transactions})
+        return PieceRows(
+            business_dates=await self.business_dates(),
+            transactions=transactions,
+            prices=await self._connection.fetch(_PRICES, securities),
+            history=await fetch(_HISTORY),
+            snapshots=await fetch(_SNAPSHOTS),
+            states=await fetch(_STATES),
+            dirty={(row[0], row[1]): row[2] for row in await fetch(_DIRTY)},
         )
-
-    async def _fetch(self, sql: str, *arguments: object) -> list[Row]:
-        return [dict(row) for row in await self._connection.fetch(sql, *arguments)]
 
 
 @asynccontextmanager
-async def open_books(dsn: str) -> AsyncIterator[BooksReader]:
-    """The books as they stand now. Raises DatabaseError when they cannot be reached or have no schema."""
+async def open_books(dsn: str, snapshot: str | None = None) -> AsyncIterator[BooksReader]:
+    """The books as they stand now, or as they stood at an exported snapshot's moment.
+
+    Raises DatabaseError when they cannot be reached or have no schema.
+    """
     try:
         connection = await connect(dsn)
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
         raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
+            if snapshot:
+                name = snapshot.replace("'", "''")
+                await connection.execute(f"set transaction snapshot '{name}'")
             yield BooksReader(connection)
     except asyncpg.UndefinedTableError as error:
         raise DatabaseError("the database has no books yet: run `tidemark migrate`") from error

@@ -101,22 +101,28 @@ async def apply(
     await calendar.lock_shared(connection)
     stored = await transactions.store(connection, numbered)
     outcome = PositionOutcome(stored.ignored, stored.conflicts)
-    touches = booking.touches(stored.changes)
-    if not touches:
-        return outcome
-    before = await _lock(connection, touches)
-    bookings = await _book(connection, await _plan(connection, touches, before.keys), method)
-    await history.write(connection, bookings, before.at)
-    await replay.publish(connection, bookings, replay_rows)
-    await holders.mark_closed(connection, bookings)
-    await _move(connection, [booked.plan for booked in bookings], before.keys)
-    for booked in bookings:
+    for booked in await book(connection, booking.touches(stored.changes), method, replay_rows):
         if booked.plan.rebuilt_from is None:
             outcome.appended += len(booked.entries)
         else:
             outcome.rebuilt += 1
             outcome.replayed += booked.live_count
     return outcome
+
+
+async def book(
+    connection: Connection, touches: dict[Key, Touch], method: CostBasisMethod, replay_rows: int = replay.ROWS
+) -> list[Booking]:
+    """Write what the touches make of their keys, which come in lock order: history, epoch, watermark, outbox."""
+    if not touches:
+        return []
+    before = await _lock(connection, touches)
+    bookings = await _book(connection, await _plan(connection, touches, before.keys), method)
+    await history.write(connection, bookings, before.at)
+    await replay.publish(connection, bookings, replay_rows)
+    await holders.mark_closed(connection, bookings)
+    await _move(connection, [booked.plan for booked in bookings], before.keys)
+    return bookings
 
 
 async def _lock(connection: Connection, touches: dict[Key, Touch]) -> _Locked:

@@ -1,4 +1,4 @@
-"""Role `books`: the valuation loop, the outbox relay, the repair of corrections that lost their job, and retention."""
+"""Role `books`: valuation, the outbox relay, the repair of lost corrections, retention and the auditor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sinks.database import is_transient
 from sinks.valuation import Pass, Valuation
 from streams import health, metrics, observer, topics
 from streams.app import App
+from streams.auditor import audit_continuously
 from streams.relay import Relay
 from streams.settings import load
 
@@ -95,6 +96,11 @@ async def retain() -> None:
         await asyncio.sleep(_RETENTION_PAUSE_SECONDS if removed else _RETENTION_SECONDS)
 
 
+async def audit() -> None:
+    """The books against a recomputation, little by little."""
+    await audit_continuously(app.settings, lambda: app.should_stop)
+
+
 async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
     """The work's result; None when a transient error stopped it (the caller's loop comes again)."""
     try:
@@ -110,4 +116,5 @@ async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
 app.forever(value_dirty_keys)
 app.forever(reissue_corrections)
 app.forever(retain)
+app.forever(audit)
 app.forever(Relay(app.settings, lambda: app.should_stop).run)

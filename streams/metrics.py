@@ -34,6 +34,7 @@ OUTBOX_PUBLISHED = Counter("outbox_events_published", "Events acknowledged by th
 ROWS_RETIRED = Counter("retention_rows_removed", "Superseded history and finished jobs removed by age")
 TRIGGER_EVENTS = Counter("trigger_events", "Events taken by the trigger agent", ["kind"])
 
+AUDIT_DIFFERENCES = Counter("audit_differences", "Differences that the background auditor found, each counted once")
 RESTORE_REMAINING = Gauge(
     "table_restore_remaining_records", "Changelog records still to be read before the table serves"
 )
@@ -68,6 +69,7 @@ class Cluster:
         "outbox_events_pending": "Events that wait to be published",
         "outbox_events_held": "Events held back behind one that cannot be published, and those themselves",
         "outbox_oldest_age_seconds": "Age of the oldest event that waits",
+        "audit_last_full_pass_age_seconds": "Since the auditor last went through all keys; NaN: not yet",
     }
     LAG = "kafka_consumergroup_lag"
     LAG_SECONDS = "kafka_consumergroup_lag_seconds"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from uuid import UUID, uuid4
 
-from sinks import outbox, roster
+from sinks import audit_progress, outbox, roster
 from sinks.database import Connection, is_transient, leadership
 from streams import metrics
 from streams.app import App
@@ -145,10 +146,12 @@ async def _watch_backlog(app: App) -> None:
         async with pool.acquire() as connection:
             gauges = asdict((await backlog.read(connection))[1])
             waiting = await outbox.backlog(connection)
+            audit_age = await audit_progress.full_pass_age(connection)
         metrics.CLUSTER.gauges = {
             **{name: gauges[field] for field, name in _NAMES.items()},
             "outbox_events_pending": waiting.pending,
             "outbox_events_held": waiting.held,
             "outbox_oldest_age_seconds": waiting.oldest_seconds,
+            "audit_last_full_pass_age_seconds": math.nan if audit_age is None else audit_age,
         }
         await asyncio.sleep(_GAUGE_SECONDS)

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     repair_after_seconds: Annotated[float, Field(gt=0)] = Field(
         30, description="a correction without a live job for so long is issued again"
     )
+    audit_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.02, description="of one processor's time, for the auditor in the background; 0: none"
+    )
     retain_superseded_history_days: Annotated[float, Field(ge=0)] = Field(
         0, description="superseded history is removed after so long; 0: never"
     )

@@ -244,7 +244,7 @@ async def _judge(
     report.wrong += await _inputs_differ(cluster.direct_dsn, inputs)
     audit = await audit_books(cluster.direct_dsn, settings.cost_basis_method)
     report.snapshots = audit.snapshots
-    report.wrong += audit.differences[:10]
+    report.wrong += map(str, audit.differences[:10])
     if (audit.snapshots, len(audit.waiting)) != (expected.snapshot_count, 0):
         report.wrong.append(
             f"{audit.snapshots} snapshots, {len(audit.waiting)} keys waiting; expected {expected.snapshot_count}, 0"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from sinks.database import DatabaseError, connect, is_transient
-from tidemark.audit import audit_books
+from tidemark.audit import Scope, audit_books
 
 Place = tuple[str, int, int]  # topic, partition, offset
 
@@ -234,19 +234,14 @@ class Witness:
                 self.disagreements.append("offsets differ from the sum of their moves")
             self.samples += 1
             if time.monotonic() > audit_at:
-                await self._audit(chance)
+                await self._audit()
                 audit_at = time.monotonic() + 2
             await asyncio.sleep(0.2)
 
-    async def _audit(self, chance: random.Random) -> None:
+    async def _audit(self) -> None:
         """No key that is not dirty may have a snapshot that a recomputation of the same moment does not have."""
-
-        def choose(securities: list[str]) -> list[str]:
-            chosen = chance.sample(securities, min(2, len(securities)))
-            self.audited += len(chosen)
-            return chosen
-
-        result = await audit_books(self.dsn, "FIFO", choose=choose)
+        result = await audit_books(self.dsn, "FIFO", scope=Scope(sample=50))
+        self.audited += result.keys
         self.disagreements += [f"while faults went on: {difference}" for difference in result.differences[:3]]
 
     async def verdict(self, bad: Iterable[Place]) -> list[str]:

@@ -312,3 +312,19 @@ async def test_any_interleaving_makes_the_oracles_books(database: str, seed: int
         await assert_right(engine, database, seed=seed)
     finally:
         await engine.pool.close()
+
+
+async def test_closing_an_earlier_date_does_not_miss_a_key_that_is_being_made(engine: Engine, database: str) -> None:
+    await engine.take("business-dates", dates(2, 3))
+    async with engine.pool.acquire() as booking:
+        running = booking.transaction()
+        await running.start()
+        batch = [records.decode_transaction(json.dumps(trade("a", "BUY", 10, 100, 1)).encode())]
+        await positions.apply(booking, list(enumerate(batch)), "FIFO")
+        closing = asyncio.create_task(engine.take("business-dates", dates(1)))
+        await _waits_for_a_lock(database)
+        await running.commit()
+        await closing
+    assert await engine.pool.fetchval("select reason from corrections where security_id = 'S'") == "calendar"
+    await engine.drain()
+    await assert_right(engine, database)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemark.oracle import Actual, Price, Transaction, compare, compute_books, fold_inputs
+from tidemark.oracle import Actual, Price, StateRow, Transaction, compare, compute_books, fold_inputs
 from tidemark.oracle.books import position_history
 from tidemark.oracle.costing import stored
 
@@ -357,12 +357,16 @@ def test_an_unknown_topic_is_refused():
 
 
 def actual_rows(books, epoch=0, watermark=BUSINESS[-1]):
-    key = {"portfolio_id": "P", "security_id": "S", "epoch": epoch}
     return Actual(
-        history=[{**asdict(row), **key} for row in books.history[KEY]],
-        snapshots=[{**asdict(row), **key} for row in books.snapshots[KEY]],
-        states=[{**key, "watermark_date": watermark, "status": "CURRENT"}],
+        history={KEY: list(books.history[KEY])},
+        snapshots={KEY: list(books.snapshots[KEY])},
+        states={KEY: StateRow(0, watermark, "CURRENT", watermark)},
+        epochs={KEY: epoch},
     )
+
+
+def compared(books, actual, **more):
+    return [str(difference) for difference in compare(books, actual, latest=BUSINESS[-1], **more)]
 
 
 @pytest.fixture
@@ -376,40 +380,79 @@ def test_equal_books_have_no_differences(books):
 
 def test_every_difference_is_a_line(books):
     actual = actual_rows(books)
-    actual.history[0]["cost_basis"] = D(999)
-    actual.snapshots[1]["market_value"] = None
-    actual.snapshots.pop(0)
-    assert compare(books, actual, latest=BUSINESS[-1]) == [
+    actual.history[KEY][0] = actual.history[KEY][0]._replace(cost_basis=D(999))
+    actual.snapshots[KEY][1] = actual.snapshots[KEY][1]._replace(market_value=None)
+    actual.snapshots[KEY].pop(0)
+    assert compared(books, actual) == [
         "portfolio P, security S, history 1: cost_basis is 999, should be 1000.0000000000",
         "portfolio P, security S, snapshot 2025-09-10: is missing",
         "portfolio P, security S, snapshot 2025-09-11: market_value is null, should be 10.0000000000",
     ]
 
 
+def test_a_difference_names_its_value_and_the_first_date_it_matters_on(books):
+    actual = actual_rows(books)
+    actual.snapshots[KEY][1] = actual.snapshots[KEY][1]._replace(quantity=D(9))
+    (found,) = compare(books, actual, latest=BUSINESS[-1])
+    assert (found.key, found.table, found.day) == (KEY, "daily_position_snapshots", date(2025, 9, 11))
+    assert (found.column, found.actual, found.expected) == ("quantity", "9", "10.0000000000")
+
+
 def test_rows_nobody_expects_are_differences(books):
     empty = compute_books([], [], BUSINESS, "FIFO")
-    lines = compare(empty, actual_rows(books), latest=BUSINESS[-1])
+    lines = compared(empty, actual_rows(books))
     assert len(lines) == 4
     assert all(line.endswith("is there, should not be") for line in lines)
 
 
-def test_waiting_keys_answer_for_their_history_only(books):
+def test_two_live_rows_of_one_place_are_a_difference(books):
+    actual = actual_rows(books)
+    actual.history[KEY].append(actual.history[KEY][0])
+    assert compared(books, actual) == ["portfolio P, security S, history 1: more than one live row"]
+
+
+def test_dirty_keys_answer_for_their_history_and_for_the_dates_before(books):
     actual = actual_rows(books, watermark=BUSINESS[0])
-    actual.snapshots.clear()
-    assert compare(books, actual, latest=BUSINESS[-1], waiting={KEY}) == []
-    assert any("watermark is 2025-09-01" in line for line in compare(books, actual, latest=BUSINESS[-1]))
+    actual.snapshots[KEY].clear()
+    assert compared(books, actual, dirty={KEY: date(2025, 9, 10)}) == []
+    assert compared(books, actual, dirty={KEY: date(2025, 9, 11)}) == [
+        "portfolio P, security S, snapshot 2025-09-10: is missing"
+    ]
+    assert any("watermark is 2025-09-01" in line for line in compared(books, actual))
     actual.history.clear()
-    assert len(compare(books, actual, latest=BUSINESS[-1], waiting={KEY})) == 1
+    assert len(compared(books, actual, dirty={KEY: BUSINESS[0]})) == 1
 
 
 def test_states_are_checked(books):
     rows = actual_rows(books)
-    gone = Actual(rows.history, rows.snapshots, [])
-    assert compare(books, gone, latest=BUSINESS[-1]) == ["portfolio P, security S, state: is missing"]
+    assert compared(books, replace(rows, states={})) == ["portfolio P, security S, state: is missing"]
     ahead = actual_rows(books, watermark=BUSINESS[-1] + timedelta(days=1))
-    assert "beyond the latest closed date" in compare(books, ahead, latest=BUSINESS[-1])[0]
-    rows.snapshots[0]["epoch"] = 3
-    assert "a row has epoch 3" in compare(books, rows, latest=BUSINESS[-1])[0]
+    assert "beyond the latest closed date" in compared(books, ahead)[0]
+    assert "a row has epoch 3" in compared(books, actual_rows(books, epoch=3))[0]
+    reprocessing = {KEY: StateRow(0, BUSINESS[-1], "REPROCESSING", BUSINESS[-1])}
+    assert compared(books, replace(rows, states=reprocessing)) == [
+        "portfolio P, security S, state: status is REPROCESSING, should be CURRENT"
+    ]
+
+
+def test_a_key_that_waits_for_ever_is_a_difference(books):
+    waiting = StateRow(0, BUSINESS[0], "REPROCESSING", BUSINESS[0])
+    dirty = {KEY: BUSINESS[1]}
+    rows = replace(actual_rows(books), states={KEY: waiting})
+    assert compared(books, rows, dirty=dirty) == []
+    forgotten = replace(rows, states={KEY: waiting._replace(valued_through=BUSINESS[-1])})
+    (line,) = compared(books, forgotten, dirty=dirty)
+    assert line.endswith("watermark is 2025-09-01, but the security counts as valued through 2025-09-12")
+
+
+def test_a_closed_position_may_stay_behind():
+    books = compute_books([trade("BUY", 10, 100, 1), trade("SELL", 10, 90, 2)], [price(1, 1)], BUSINESS, "FIFO")
+    behind = replace(actual_rows(books), states={KEY: StateRow(0, BUSINESS[3], "CURRENT", BUSINESS[-1])})
+    assert compared(books, behind) == []
+    open_still = replace(behind, states={KEY: StateRow(0, BUSINESS[0], "CURRENT", BUSINESS[-1])})
+    assert compared(books, open_still) == [
+        "portfolio P, security S, state: watermark is 2025-09-01, should be 2025-09-12"
+    ]
 
 
 # Laws

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any, Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 Method: TypeAlias = Literal["FIFO", "AVCO"]
 Key: TypeAlias = tuple[str, str]
@@ -45,11 +44,6 @@ class Transaction:
         """The UTC date of its timestamp (semantics, Order)."""
         return self.transaction_date.astimezone(UTC).date()
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Transaction:
-        """From a row of the table `transactions`."""
-        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
-
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -61,14 +55,8 @@ class Price:
     currency: str = "USD"
     revision: int = 0
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Price:
-        """From a row of the table `market_prices`."""
-        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
 
-
-@dataclass(frozen=True, slots=True)
-class HistoryRow:
+class HistoryRow(NamedTuple):
     """The key's state after one transaction, as stored (semantics, Positions)."""
 
     transaction_id: str
@@ -79,8 +67,7 @@ class HistoryRow:
     realized_gain_loss: Decimal
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotRow:
+class SnapshotRow(NamedTuple):
     """The key's value at the end of one business date, as stored (semantics, Valuations)."""
 
     valuation_date: date
