@@ -146,7 +146,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             return offsets
         try:
             async with asyncio.timeout(_CLAIM_SECONDS):
-                claims = await self._claim(mine)
+                claims = await self._claim_patiently(mine)
         except (OffsetOutsideLog, TimeoutError) as error:
             self.app.fail(str(error) or "Postgres did not answer the claim of the partitions")
             raise
@@ -156,6 +156,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._position.update(wanted)
         self._left.update(wanted)
         return {**offsets, **wanted}
+
+    async def _claim_patiently(self, partitions: set[TP]) -> dict[TP, Claim]:
+        try:
+            return await self._claim(partitions)
+        except OffsetOutsideLog:  # the owner before may have moved on since the log's end was read; now it is fenced
+            return await self._claim(partitions)
 
     async def _claim(self, partitions: set[TP]) -> dict[TP, Claim]:
         starts = await self._thread.earliest_offsets(*partitions)
