@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,15 @@ class App(BatchApp):
         """Whether this worker's tables may be believed: assigned, recovered, and certainly still a member."""
         recovering = self.in_recovery or not self.tables.recovery.completed.is_set()
         return self.lease.held and not self.rebalancing and not recovering and not self.should_stop
+
+    async def stop(self) -> None:
+        """Stop in order: finish what is in hand, commit, leave the group. What waits for a broker or a database that
+        is gone is abandoned after SHUTDOWN_SECONDS, as by a crash, which harms nothing."""
+        reason = f"not stopped in order within {self.settings.shutdown_seconds:g} s: abandoned what it waited for"
+        patience = threading.Timer(self.settings.shutdown_seconds, self.fail, [reason])
+        patience.daemon = True
+        patience.start()
+        await super().stop()
 
     async def ready(self) -> str | None:
         """None when recovered, assigned and the database reachable; else what is missing."""

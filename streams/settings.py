@@ -64,6 +64,9 @@ class Settings(BaseSettings):
         10_000, description="replayed transactions one sink transaction queues itself; longer replays the relay expands"
     )
     session_timeout_seconds: Annotated[float, Field(ge=1, le=300)] = Field(15, description="Kafka group session")
+    shutdown_seconds: Annotated[float, Field(gt=0)] = Field(
+        20, description="a worker that is told to stop abandons after so long what it still waits for"
+    )
     repair_after_seconds: Annotated[float, Field(gt=0)] = Field(
         30, description="a correction without a live job for so long is issued again"
     )

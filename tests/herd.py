@@ -16,7 +16,7 @@ import msgspec
 from sinks import corrections
 from sinks.database import Pool, connect_pool
 from sinks.model import Job
-from sinks.offsets import Batch, Claim, Offsets
+from sinks.offsets import Batch, Claim, Offsets, Place
 from streams.herd import Herd
 from streams.settings import Settings, load_named
 
@@ -103,12 +103,16 @@ class HerdWorker:
         self._claims: dict[int, Claim] = {}
         self._ends: Counter[int] = Counter()
         self.outbox = 0
+        self.fenced_at: list[Place] = []
 
     async def pool(self) -> Pool:
         return self._pool
 
     def outbox_written(self) -> None:
         self.outbox += 1
+
+    def fenced(self, place: Place) -> None:
+        self.fenced_at.append(place)
 
     async def claim(self, partition: int, log_end: int = 0) -> None:
         """As on assignment."""
