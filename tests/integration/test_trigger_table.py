@@ -82,11 +82,19 @@ async def entry(topology: Topology, security: str) -> dict[str, Any] | None:
         return None
 
 
+async def released(topology: Topology, security: str) -> bool:
+    """The table has heard of the end of the security's last job; until then a new trigger would wait behind that."""
+    async with aiohttp.ClientSession() as web:
+        async with web.get(f"{topology.stack.worker_url('triggers')}/api/triggers/{security}") as response:
+            return response.status == 404
+
+
 async def in_flight_and_pending(topology: Topology, security: str, held: bool = False) -> None:
     """One job that the paused sink holds back, one trigger behind it. held: the security has its holder already."""
     if not held:
         await topology.send(holding(security))
         await topology.settle()
+    await until(lambda: released(topology, security), "the end of the job before")
     await topology.pool.execute("update reset_limit set paused = true")
 
     async def state(name: str) -> bool:
