@@ -143,9 +143,10 @@ async def test_the_trigger_table_against_the_ledger(running: Topology, web: aioh
 
         async def listed() -> bool:
             await page.goto("/tables")
-            return await page.get_by_role("row").filter(has_text="LOOK UP").count() == 1
+            found = [await page.get_by_role("row").filter(has_text=t).count() for t in ("LOOK UP", "<b>bold</b>")]
+            return found == [1, 1]
 
-        await until(listed, "the entry")
+        await until(listed, "the entries")
         await expect(page.get_by_role("link", name="<b>bold</b>")).to_be_visible()
         await shoot(page, "trigger-table")
         await page.get_by_role("textbox", name="Security").fill("LOOK UP")
