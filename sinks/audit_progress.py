@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from sinks import database
 from sinks.audit_reader import FIRST, Key
-from sinks.database import Connection, connect
+from sinks.database import Connection
 
 _LEADER_LOCK = 0x6175_6474  # "audt"
 
@@ -49,12 +50,8 @@ class Progress:
 @asynccontextmanager
 async def leadership(dsn: str) -> AsyncIterator[Progress | None]:
     """The progress, for as long as this process leads; None when another auditor does."""
-    connection = await connect(dsn)
-    try:
-        leads = await connection.fetchval("select pg_try_advisory_lock($1)", _LEADER_LOCK)
-        yield Progress(connection) if leads else None
-    finally:
-        connection.terminate() if connection.is_closed() else await connection.close(timeout=5)
+    async with database.leadership(dsn, _LEADER_LOCK) as connection:
+        yield Progress(connection) if connection else None
 
 
 async def full_pass_age(connection: Connection) -> float | None:

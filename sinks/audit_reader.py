@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from sinks.database import Connection, DatabaseError, connect
+from sinks.database import Connection, DatabaseError, open_connection
 
 Key: TypeAlias = tuple[str, str]
 """(security_id, portfolio_id): the order of the primary keys."""
@@ -166,17 +166,12 @@ async def open_books(dsn: str, snapshot: str | None = None) -> AsyncIterator[Boo
 
     Raises DatabaseError when they cannot be reached or have no schema.
     """
-    try:
-        connection = await connect(dsn)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
-    try:
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
-            if snapshot:
-                name = snapshot.replace("'", "''")
-                await connection.execute(f"set transaction snapshot '{name}'")
-            yield BooksReader(connection)
-    except asyncpg.UndefinedTableError as error:
-        raise DatabaseError("the database has no books yet: run `tidemark migrate`") from error
-    finally:
-        await connection.close()
+    async with open_connection(dsn) as connection:
+        try:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                if snapshot:
+                    name = snapshot.replace("'", "''")
+                    await connection.execute(f"set transaction snapshot '{name}'")
+                yield BooksReader(connection)
+        except asyncpg.UndefinedTableError as error:
+            raise DatabaseError("the database has no books yet: run `tidemark migrate`") from error

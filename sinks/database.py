@@ -80,16 +80,20 @@ async def leadership(dsn: str, lock: int) -> AsyncIterator[Connection | None]:
 @asynccontextmanager
 async def open_connection(dsn: str) -> AsyncIterator[Connection]:
     """A connection for a command. Raises DatabaseError when there is no database, or it lacks this version's schema."""
-    try:
-        connection = await connect(dsn)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
+    connection = await _reach(dsn)
     try:
         yield connection
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedColumnError) as error:
         raise DatabaseError("the database is older than this program: run `tidemark migrate`") from error
     finally:
         await connection.close()
+
+
+async def _reach(dsn: str) -> Connection:
+    try:
+        return await connect(dsn)
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
 
 
 async def connect_pool(dsn: str, *, size: int = 4, name: str = "tidemark") -> Pool:
@@ -136,10 +140,7 @@ async def migrate(dsn: str) -> list[str]:
 
     Raises DatabaseError when an applied migration's text has changed or the database is newer than this program.
     """
-    try:
-        connection = await connect(dsn)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
+    connection = await _reach(dsn)
     try:
         async with connection.transaction():
             return await _migrate(connection)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from sinks.booking import Booking
 from sinks.database import Connection
+from sinks.history import columns
 
 
 def last_held_before(day: str) -> str:
@@ -56,4 +57,4 @@ async def mark_closed(connection: Connection, bookings: Sequence[Booking]) -> No
             # Without a row of its own the rebuild ends with what it kept, which lies before the touched place.
             closed = last.transaction.position_date if last else plan.rebuilt_from
         rows.append((*plan.key, closed))
-    await connection.execute(_MARK, *([list(column) for column in zip(*rows, strict=True)]))
+    await connection.execute(_MARK, *columns(rows))

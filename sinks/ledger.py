@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from sinks.database import Connection
+from sinks.progress import PHASE
 
 STATUSES = ("OPEN", "WAITING", "RESETTING", "VALUING", "HELD", "RIGHT")
 
@@ -20,10 +21,9 @@ _CONDITIONS = {
     "RIGHT": "c.right_at is not null",
 }
 
-_LIST = """
+_LIST = f"""
 select c.seq, c.security_id, c.earliest_date, c.reason, c.issued_at, c.job_id,
-       case when c.right_at is not null then 'RIGHT' when c.held then 'HELD' when c.reset_at is not null then 'VALUING'
-            when j.started_at is not null then 'RESETTING' else 'WAITING' end as status,
+       {PHASE} as status,
        j.status as job_status, j.priority, j.keys_total, j.keys_done, j.started_at, c.reset_at, c.right_at,
        extract(epoch from coalesce(c.right_at, clock_timestamp()) - c.issued_at)::float8 as age_seconds
 from corrections c left join reprocessing_jobs j using (job_id)

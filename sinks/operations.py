@@ -81,9 +81,8 @@ order by security_id, portfolio_id
 for no key update
 """
 
-_PULL_BACK = """
-update position_state s set watermark_date = least(s.watermark_date, $4::date - 1),
-    reset_seq = least(s.reset_seq, key.seq), status = 'REPROCESSING'
+_PULL_BACK = f"""
+update position_state s set {resets.PULL_BACK.format(day="$4::date", seq="key.seq")}
 from unnest($1::text[], $2::text[], $3::bigint[]) as key (security_id, portfolio_id, seq)
 where s.security_id = key.security_id and s.portfolio_id = key.portfolio_id
 """
@@ -231,9 +230,7 @@ async def limit_state(connection: Connection) -> LimitState | None:
 
 async def impact(connection: Connection, security_id: str, from_date: date) -> Impact:
     """A dry run: keys that a correction from the date would reset, and snapshots that would be valued again."""
-    known = await connection.fetchval("select 1 from securities where security_id = $1", security_id)
-    if known is None:
-        raise Refused(f"security {security_id} is unknown: it has no price and no position")
+    await _require_known(connection, security_id)
     row = await connection.fetchrow(_IMPACT, security_id, from_date)
     state = await limit_state(connection)
     assert row is not None
@@ -271,8 +268,7 @@ async def list_actions(connection: Connection, limit: int = 200) -> list[dict[st
 
 
 async def _reprocess_security(connection: Connection, security_id: str, from_date: date) -> Reprocessing:
-    if await connection.fetchval("select 1 from securities where security_id = $1", security_id) is None:
-        raise Refused(f"security {security_id} is unknown: it has no price and no position")
+    await _require_known(connection, security_id)
     return Reprocessing(await corrections.issue(connection, [(security_id, from_date)], "operator"), None)
 
 
@@ -307,6 +303,11 @@ async def _limit(
         state = await limit_state(connection)
         assert state is not None
         return state
+
+
+async def _require_known(connection: Connection, security_id: str) -> None:
+    if await connection.fetchval("select 1 from securities where security_id = $1", security_id) is None:
+        raise Refused(f"security {security_id} is unknown: it has no price and no position")
 
 
 async def _locked(connection: Connection, job_id: int) -> Mapping[str, Any]:

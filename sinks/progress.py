@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from sinks import holders
 from sinks.database import Connection
 
 Phase = Literal["WAITING", "RESETTING", "VALUING", "RIGHT", "HELD"]
 
-_ONE = """
-select c.seq, c.security_id, c.earliest_date, c.reason, c.issued_at, c.job_id, c.held, c.reset_at, c.right_at,
-       j.status as job_status, j.priority, j.keys_total, j.keys_done, j.started_at, j.finished_at, j.failure_reason,
+PHASE = """
+case when c.right_at is not null then 'RIGHT' when c.held then 'HELD' when c.reset_at is not null then 'VALUING'
+     when j.started_at is not null then 'RESETTING' else 'WAITING' end
+"""
+"""SQL: the phase of the correction `c`; `j` is its job, if it has one."""
+
+# Left: the keys that this correction has reset and no valuation has reached yet, and their dates; of a correction that
+# is right, the keys are not looked at.
+_PROGRESS = f"""
+with latest as (select max(business_date) as business_date from business_dates)
+select c.seq, c.security_id, c.earliest_date, c.reason, {PHASE} as phase, c.issued_at, c.job_id,
+       j.status as job_status, j.priority, j.failure_reason, j.keys_total, j.keys_done,
+       still.keys_to_value, still.dates_left, j.started_at, j.finished_at, c.reset_at, c.right_at,
+       extract(epoch from c.right_at - c.issued_at)::float8 as seconds_to_right,
        extract(epoch from coalesce(j.finished_at, clock_timestamp()) - j.started_at)::float8 as resetting_seconds,
-       extract(epoch from clock_timestamp() - c.reset_at)::float8 as valuing_seconds,
-       extract(epoch from c.right_at - c.issued_at)::float8 as seconds_to_right
+       extract(epoch from clock_timestamp() - c.reset_at)::float8 as valuing_seconds
 from corrections c left join reprocessing_jobs j using (job_id)
-where c.seq = $1
+cross join lateral (
+    select count(*) as keys_to_value,
+           coalesce(sum((select count(*) from business_dates d
+                         where d.business_date > s.watermark_date and d.business_date <= latest.business_date)), 0)
+               ::bigint as dates_left
+    from position_state s, latest
+    where c.right_at is null and s.security_id = c.security_id and s.reset_seq <= c.seq
+      and {holders.due("s", "latest.business_date")}
+) as still
+where c.seq = any($1::bigint[])
+order by array_position($1::bigint[], c.seq)
 """
 
 _OF_SECURITY = "select seq from corrections where security_id = $1 order by right_at is null desc, seq desc limit $2"
-
-# Dates left: of the keys that this correction has reset and no valuation has reached yet, and of those still to reset.
-_LEFT = f"""
-with latest as (select max(business_date) as business_date from business_dates)
-select count(*) as keys,
-       coalesce(sum((select count(*) from business_dates d, latest
-                     where d.business_date > s.watermark_date and d.business_date <= latest.business_date)), 0)::bigint
-           as dates
-from position_state s, latest
-where s.security_id = $1 and s.reset_seq <= $2 and {holders.due("s", "latest.business_date")}
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,63 +78,31 @@ class CorrectionProgress:
 
 async def correction_progress(connection: Connection, seq: int) -> CorrectionProgress | None:
     """One correction by its sequence number, or None."""
-    row = await connection.fetchrow(_ONE, seq)
-    if row is None:
-        return None
-    keys_left, dates_left = 0, 0
-    if row["right_at"] is None:
-        left = await connection.fetchrow(_LEFT, row["security_id"], seq)
-        assert left is not None
-        keys_left, dates_left = left["keys"], left["dates"]
-    phase = _phase(row["right_at"], row["reset_at"], row["started_at"], held=row["held"])
-    rate, eta = None, None
-    total, done = row["keys_total"], row["keys_done"]
-    if phase == "RESETTING":
-        rate = _rate(done, row["resetting_seconds"])
-        eta = _eta((total or 0) - (done or 0), rate)
-    elif phase == "VALUING" and total is not None:
-        rate = _rate(total - keys_left, row["valuing_seconds"])
-        eta = _eta(keys_left, rate)
-    return CorrectionProgress(
-        seq=row["seq"],
-        security_id=row["security_id"],
-        earliest_date=row["earliest_date"],
-        reason=row["reason"],
-        phase=phase,
-        issued_at=row["issued_at"],
-        job_id=row["job_id"],
-        job_status=row["job_status"],
-        priority=row["priority"],
-        failure_reason=row["failure_reason"],
-        keys_total=total,
-        keys_done=done,
-        keys_to_value=keys_left,
-        dates_left=dates_left,
-        keys_per_second=rate,
-        eta_seconds=eta,
-        started_at=row["started_at"],
-        finished_at=row["finished_at"],
-        reset_at=row["reset_at"],
-        right_at=row["right_at"],
-        seconds_to_right=row["seconds_to_right"],
-    )
+    return next(iter(await corrections_progress(connection, [seq])), None)
+
+
+async def corrections_progress(connection: Connection, seqs: Sequence[int]) -> list[CorrectionProgress]:
+    """Corrections by their sequence numbers, in that order; those that do not exist are left out."""
+    return [_progress(dict(row)) for row in await connection.fetch(_PROGRESS, list(seqs))]
 
 
 async def security_progress(connection: Connection, security_id: str, limit: int = 20) -> list[CorrectionProgress]:
     """The security's latest corrections, open ones first."""
-    seqs = [row["seq"] for row in await connection.fetch(_OF_SECURITY, security_id, limit)]
-    found = [await correction_progress(connection, seq) for seq in seqs]
-    return [each for each in found if each is not None]
+    found = await connection.fetch(_OF_SECURITY, security_id, limit)
+    return await corrections_progress(connection, [row["seq"] for row in found])
 
 
-def _phase(right: datetime | None, reset: datetime | None, started: datetime | None, *, held: bool) -> Phase:
-    if right is not None:
-        return "RIGHT"
-    if held:
-        return "HELD"
-    if reset is not None:
-        return "VALUING"
-    return "RESETTING" if started else "WAITING"
+def _progress(row: dict[str, Any]) -> CorrectionProgress:
+    resetting, valuing = row.pop("resetting_seconds"), row.pop("valuing_seconds")
+    total, done, left = row["keys_total"], row["keys_done"], row["keys_to_value"]
+    rate, eta = None, None
+    if row["phase"] == "RESETTING":
+        rate = _rate(done, resetting)
+        eta = _eta((total or 0) - (done or 0), rate)
+    elif row["phase"] == "VALUING" and total is not None:
+        rate = _rate(total - left, valuing)
+        eta = _eta(left, rate)
+    return CorrectionProgress(**row, keys_per_second=rate, eta_seconds=eta)
 
 
 def _rate(keys: int | None, seconds: float | None) -> float | None:

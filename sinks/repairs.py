@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
 
 from sinks import corrections, positions
-from sinks.booking import Touch
+from sinks.booking import Touch, lock_order
 from sinks.database import Connection
+from sinks.history import key_columns
 from sinks.model import CostBasisMethod
 
 REASON = "audit"
@@ -44,9 +45,8 @@ async def rebuild(connection: Connection, keys: Sequence[tuple[str, str]], metho
     A key without transactions is left empty.
     """
     beginning = datetime.combine(_BEFORE_ALL, time.min, UTC)
-    in_order = sorted(keys, key=lambda key: (key[0].encode(), key[1].encode()))
-    touches = {key: Touch(corrected=(beginning, b"")) for key in in_order}
-    ids = [security for security, _ in touches], [portfolio for _, portfolio in touches]
+    touches = {key: Touch(corrected=(beginning, b"")) for key in sorted(keys, key=lock_order)}
+    ids = key_columns(touches)
     # A key that had no state gets one that is not due: booking lowers its watermark, and tells the valuation.
     await connection.execute(_ENSURE_KEYS, *ids, _BEFORE_ALL)
     await connection.execute(_RAISE_EPOCHS, *ids)

@@ -97,12 +97,12 @@ returning (select portfolio_id from boundary) as boundary, old.status = 'PENDING
 """
 
 # LEAST is computed on the row as it is after the wait for its lock.
-_PULL_BACK = """
+PULL_BACK = """
 watermark_date = least(s.watermark_date, {day} - 1), reset_seq = least(s.reset_seq, {seq}), status = 'REPROCESSING'
 """
 
 _RESET = f"""
-update position_state s set {_PULL_BACK.format(day="$2::date", seq="$3")}
+update position_state s set {PULL_BACK.format(day="$2::date", seq="$3")}
 where s.security_id = $1 and s.portfolio_id > $5 and %s and {affected("s", "$4")}
 """
 _RESET_TO = _RESET % "s.portfolio_id <= $6"
@@ -133,7 +133,7 @@ with jobs as materialized (
     from reprocessing_jobs j where job_id = any($1::bigint[])
     order by security_id
 ), reset as (
-    update position_state s set {_PULL_BACK.format(day="j.day", seq="j.seq")}
+    update position_state s set {PULL_BACK.format(day="j.day", seq="j.seq")}
     from jobs j where s.security_id = j.security_id and {affected("s", "j.since")}
     returning j.job_id
 )

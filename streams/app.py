@@ -157,8 +157,11 @@ class App(BatchApp):
     @property
     def settled(self) -> bool:
         """Whether this worker's tables may be believed: assigned, recovered, and certainly still a member."""
-        recovering = self.in_recovery or not self.tables.recovery.completed.is_set()
-        return self.lease.held and not self.rebalancing and not recovering and not self.should_stop
+        return self.lease.held and not self._recovering and not self.should_stop
+
+    @property
+    def _recovering(self) -> bool:
+        return self.rebalancing or self.in_recovery or not self.tables.recovery.completed.is_set()
 
     async def stop(self) -> None:
         """Stop in order: finish what is in hand, commit, leave the group. What waits for a broker or a database that
@@ -171,7 +174,7 @@ class App(BatchApp):
 
     async def ready(self) -> str | None:
         """None when recovered, assigned and the database reachable; else what is missing."""
-        if self.rebalancing or not self.tables.recovery.completed.is_set() or self.in_recovery:
+        if self._recovering:
             return "recovering"
         if self.tables and not self.lease.held:
             return "membership of the group not confirmed"

@@ -9,7 +9,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
-from sinks.database import connect
+from sinks.database import open_connection
 from sinks.restore import Sequences, move_sequences
 from streams import topics
 from streams.kafka_clients import client_settings
@@ -29,12 +29,8 @@ _has_seq = msgspec.json.Decoder(_HasSeq)
 async def after_restore(settings: Settings) -> tuple[Sequences, Sequences]:
     """Move the database's sequences past anything published; returns (found in Kafka, where they stand now)."""
     published = await _published(settings)
-    connection = await connect(settings.dsn)
-    try:
-        async with connection.transaction():
-            return published, await move_sequences(connection, published)
-    finally:
-        await connection.close()
+    async with open_connection(settings.dsn) as connection, connection.transaction():
+        return published, await move_sequences(connection, published)
 
 
 async def _published(settings: Settings) -> Sequences:

@@ -103,7 +103,6 @@ class HerdWorker:
         self._claims: dict[int, Claim] = {}
         self._ends: Counter[int] = Counter()
         self.outbox = 0
-        self.fenced_at: list[Place] = []
 
     async def pool(self) -> Pool:
         return self._pool
@@ -112,7 +111,7 @@ class HerdWorker:
         self.outbox += 1
 
     def fenced(self, place: Place) -> None:
-        self.fenced_at.append(place)
+        """No worker to start anew."""
 
     async def claim(self, partition: int, log_end: int = 0) -> None:
         """As on assignment."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from sinks import repairs
-from sinks.database import connect
+from sinks.database import open_connection
 from tidemark.oracle import Difference, Key, Method
 
 _KEYS_AT_ONCE = 500
@@ -51,15 +51,12 @@ def _needs_rebuild(difference: Difference) -> bool:
 
 async def carry_out(dsn: str, method: Method, wanted: Plan) -> None:
     """Queue it all, in short transactions; may be repeated."""
-    connection = await connect(dsn)
     keys = sorted((security, portfolio) for portfolio, security in wanted.keys)
-    try:
+    securities = sorted(wanted.securities.items())
+    async with open_connection(dsn) as connection:
         for first in range(0, len(keys), _KEYS_AT_ONCE):
             async with connection.transaction():
                 await repairs.rebuild(connection, keys[first : first + _KEYS_AT_ONCE], method)
-        securities = sorted(wanted.securities.items())
         for first in range(0, len(securities), _KEYS_AT_ONCE):
             async with connection.transaction():
                 await repairs.revalue(connection, securities[first : first + _KEYS_AT_ONCE])
-    finally:
-        await connection.close()

@@ -88,8 +88,8 @@ def show(job_id: int, as_json: bool) -> None:
 
     async def read(connection: Connection) -> dict[str, Any]:
         job = await operations.show_job(connection, job_id)
-        far = [await progress.correction_progress(connection, each["seq"]) for each in job["corrections"]]
-        return {**job, "corrections": [asdict(each) for each in far if each]}
+        far = await progress.corrections_progress(connection, [each["seq"] for each in job["corrections"]])
+        return {**job, "corrections": [asdict(each) for each in far]}
 
     _print_job(_ask(read), as_json)
 

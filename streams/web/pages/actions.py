@@ -132,11 +132,10 @@ class Actions:
                 raise Problem("not-found", str(error)) from None
         wanted = filter_of(values)
         rows = await ledger.corrections(connection, wanted, None, _MOST_AT_ONCE)
-        ids = sorted({row.job_id for row in rows if row.job_id and row.job_status in action.job_statuses})
+        jobs = {row.job_id: row for row in rows if row.job_id and row.job_status in action.job_statuses}
         return [
             {"job_id": job_id, "security_id": row.security_id, "status": row.job_status}
-            for job_id in ids
-            for row in [next(each for each in rows if each.job_id == job_id)]
+            for job_id, row in sorted(jobs.items())
         ]
 
     async def _each(
