@@ -129,15 +129,14 @@ class Offsets:
         """The newest claim of this worker on the partition."""
         return self._held.get(partition)
 
-    async def claim(self, partition: Partition, log_start: int, log_end: int) -> Claim:
+    async def claim(self, partition: Partition, log_start: int) -> Claim:
         """Take the partition over: every older claim is fenced from here on. Waits for Postgres as long as it takes.
 
-        A first claim starts at the log's beginning. Raises OffsetOutsideLog when the stored offset was removed by
-        retention or lies beyond the end (the topic was recreated, or Postgres restored from a later backup).
+        A first claim starts at the log's beginning. Whether the log still holds the offset is to be checked then
+        (`check`), against a log looked at after the claim: until it, the owner before may have moved on.
         """
         row = await self._patiently(lambda c: c.fetchrow(_CLAIM, self._group, *partition, log_start))
         claim = Claim(row["next_offset"], row["epoch"])
-        self.check(partition, claim.next_offset, log_start, log_end)
         current = self._held.get(partition)
         if current is None or current.epoch < claim.epoch:
             self._held[partition] = claim
@@ -160,7 +159,11 @@ class Offsets:
         return held
 
     def check(self, partition: Partition, offset: int, log_start: int, log_end: int) -> None:
-        """Raise OffsetOutsideLog, saying what to do, unless the log can go on at the offset."""
+        """Raise OffsetOutsideLog, saying what to do, unless the log can go on at the offset.
+
+        Otherwise it was removed by retention or lies beyond the end (the topic was recreated, or Postgres restored from
+        a later backup).
+        """
         if not log_start <= offset <= log_end:
             raise OffsetOutsideLog(
                 f"{partition[0]}[{partition[1]}]: the stored offset {offset} is outside the log "

@@ -146,9 +146,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             return offsets
         try:
             async with asyncio.timeout(_CLAIM_SECONDS):
-                claims = await self._claim_patiently(mine)
-        except (OffsetOutsideLog, TimeoutError) as error:
-            self.app.fail(str(error) or "Postgres did not answer the claim of the partitions")
+                claims = await self._claim(mine)
+        except TimeoutError:
+            self.app.fail("Postgres did not answer the claim of the partitions")
             raise
         wanted = {partition: claim.next_offset for partition, claim in claims.items()}
         await self._thread.seek_wait(wanted)
@@ -157,19 +157,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._left.update(wanted)
         return {**offsets, **wanted}
 
-    async def _claim_patiently(self, partitions: set[TP]) -> dict[TP, Claim]:
-        try:
-            return await self._claim(partitions)
-        except OffsetOutsideLog:  # the owner before may have moved on since the log's end was read; now it is fenced
-            return await self._claim(partitions)
-
     async def _claim(self, partitions: set[TP]) -> dict[TP, Claim]:
         starts = await self._thread.earliest_offsets(*partitions)
-        ends = await self._thread.highwaters(*partitions)
-        return {
-            tp: await self.app.offsets.claim((tp.topic, tp.partition), starts[tp], ends[tp])
-            for tp in sorted(partitions)
-        }
+        claims = {tp: await self.app.offsets.claim((tp.topic, tp.partition), starts[tp]) for tp in sorted(partitions)}
+        await self._check_log({tp: claim.next_offset for tp, claim in claims.items()})
+        return claims
 
     def _batch_partitions(self, partitions: Iterable[TP]) -> set[TP]:
         return {tp for tp in partitions if tp.topic in self.app.batch_topics}
@@ -212,7 +204,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         holes = {tp for tp in fetched.begun.keys() - astray if self._jumps(tp, fetched)}
         try:
             if astray or holes:
-                await self._check_log(astray | holes)
+                await self._check_log({tp: self._left[tp] for tp in astray | holes})
             if astray:
                 logger.warning("a fetch of %s went astray; fetching again", sorted(f"{t}[{p}]" for t, p in astray))
                 await thread.seek_wait({tp: self._left[tp] for tp in astray})
@@ -233,13 +225,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         first = rows[0].offset if rows else fetched.ended.get(tp)
         return first is not None and first != self._left[tp]
 
-    async def _check_log(self, partitions: set[TP]) -> None:
-        """Stop the worker when the log no longer holds where a partition must go on."""
-        starts = await self._thread.earliest_offsets(*partitions)
-        ends = await self._thread.highwaters(*partitions)
-        for tp in sorted(partitions):
+    async def _check_log(self, offsets: Mapping[TP, int]) -> None:
+        """Stop the worker when the log does not hold where a partition must go on."""
+        starts = await self._thread.earliest_offsets(*offsets)
+        ends = await self._thread.highwaters(*offsets)
+        for tp, offset in sorted(offsets.items()):
             try:
-                self.app.offsets.check((tp.topic, tp.partition), self._left[tp], starts[tp], ends[tp])
+                self.app.offsets.check((tp.topic, tp.partition), offset, starts[tp], ends[tp])
             except OffsetOutsideLog as error:
                 self.app.fail(str(error))
                 raise

@@ -113,9 +113,9 @@ class HerdWorker:
     def fenced(self, place: Place) -> None:
         """No worker to start anew."""
 
-    async def claim(self, partition: int, log_end: int = 0) -> None:
+    async def claim(self, partition: int) -> None:
         """As on assignment."""
-        self._claims[partition] = await self.offsets.claim((TOPIC, partition), 0, max(log_end, self._ends[partition]))
+        self._claims[partition] = await self.offsets.claim((TOPIC, partition), 0)
         self._ends[partition] = self._claims[partition].next_offset
 
     async def give(self, partition: int, jobs: Sequence[Job | None]) -> None:

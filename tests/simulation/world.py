@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from sinks.model import Job, Price, Transaction
-from sinks.offsets import Batch, Fenced, OffsetOutsideLog
+from sinks.offsets import Batch, Fenced
 from tables import triggers
 from tests.simulation.books import TERMINAL, Books, Event, Guards, JobRow, Processed, Status
 from tests.simulation.kafka import Broker, Record
@@ -241,10 +241,8 @@ class World:
         generation = member.generation
         offsets = ledger(self.database, "intake", fenced=self.guards.fence)
         log = self.broker.logs[topic, partition]
-        try:
-            claim = await offsets.claim((topic, partition), 0, log.end)
-        except OffsetOutsideLog:  # the owner before moved on since the log's end was read: the worker starts again
-            return self._rejoin(member, generation)
+        claim = await offsets.claim((topic, partition), 0)
+        offsets.check((topic, partition), claim.next_offset, 0, log.end)
         position = claim.next_offset
         while await self._more(member, generation, lambda at=position: log.end > at):
             records = log.read(position, 1 + self.choices.draw(3))
@@ -278,10 +276,8 @@ class World:
         topic, generation = "reprocessing-jobs", member.generation
         offsets = ledger(self.database, "resets", fenced=self.guards.fence)
         log = self.broker.logs[topic, 0]
-        try:
-            claim = await offsets.claim((topic, 0), 0, log.end)
-        except OffsetOutsideLog:
-            return self._rejoin(member, generation)
+        claim = await offsets.claim((topic, 0), 0)
+        offsets.check((topic, 0), claim.next_offset, 0, log.end)
         position = claim.next_offset
         while await self._more(member, generation, lambda at=position: log.end > at):
             records = log.read(position, 1 + self.choices.draw(2))
