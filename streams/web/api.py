@@ -102,12 +102,7 @@ class Api:
     async def corrections(self, request: web.Request) -> web.StreamResponse:
         """The ledger, newest first."""
         size = limit(request)
-        wanted = ledger.Filter(
-            parameters.choice(request, "status", ledger.STATUSES),
-            request.query.get("security_id") or None,
-            parameters.integer(request, "older_than_seconds"),
-        )
-        before = parameters.integer(request, "cursor")
+        wanted, before = parameters.corrections_filter(request.query), parameters.integer(request.query, "cursor")
         found = await self._ask(lambda c: ledger.corrections(c, wanted, before, size))
         return rows(request, [asdict(each) for each in found], size, str(found[-1].seq) if found else None)
 
@@ -123,8 +118,8 @@ class Api:
 
     async def jobs(self, request: web.Request) -> web.StreamResponse:
         """Jobs, newest first."""
-        size, before = limit(request, 200), parameters.integer(request, "cursor")
-        status = parameters.choice(request, "status", _JOB_STATUSES)
+        size, before = limit(request, 200), parameters.integer(request.query, "cursor")
+        status = parameters.choice(request.query, "status", _JOB_STATUSES)
         found = await self._ask(
             lambda c: operations.list_jobs(
                 c,

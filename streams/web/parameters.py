@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from sinks import ledger
 from streams.web.problems import Problem
 
 LARGEST_PAGE = 10_000
@@ -19,9 +21,9 @@ def limit(request: web.Request, default: int = 1_000) -> int:
     return _bounded(request, "limit", default, 1, LARGEST_PAGE)
 
 
-def integer(request: web.Request, name: str, default: int | None = None) -> int | None:
-    """A whole number of a query that may be absent."""
-    text = request.query.get(name, "")
+def integer(values: Mapping[str, Any], name: str, default: int | None = None) -> int | None:
+    """A whole number of a query or a form that may be absent."""
+    text = values.get(name, "")
     if not text:
         return default
     if not text.isdecimal() or int(text) > 2**63 - 1:
@@ -45,12 +47,21 @@ def number_segment(request: web.Request, name: str) -> int:
     return int(text)
 
 
-def choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str | None:
-    """One of the allowed values, or None where it is absent."""
-    value = request.query.get(name, "")
+def choice(values: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str | None:
+    """One of the allowed values of a query or a form, or None where it is absent."""
+    value = values.get(name, "")
     if value and value not in allowed:
         raise Problem("invalid", f"{name}: one of {', '.join(allowed)}, got {value!r}")
     return value or None
+
+
+def corrections_filter(values: Mapping[str, Any]) -> ledger.Filter:
+    """Which corrections, in a query or a form."""
+    return ledger.Filter(
+        choice(values, "status", ledger.STATUSES),
+        values.get("security_id") or None,
+        integer(values, "older_than_seconds"),
+    )
 
 
 async def body(request: web.Request) -> dict[str, Any]:
@@ -80,7 +91,7 @@ def rows(request: web.Request, found: list[Any], size: int, cursor: str | None) 
 
 
 def _bounded(request: web.Request, name: str, default: int, smallest: int, largest: int) -> int:
-    value = integer(request, name, default)
+    value = integer(request.query, name, default)
     assert value is not None
     if not smallest <= value <= largest:
         raise Problem("invalid", f"{name}: from {smallest} to {largest}, got {value}")

@@ -11,8 +11,7 @@ from aiohttp import web
 from sinks import ledger, operations
 from sinks.database import Connection
 from streams.app import App
-from streams.web import access, render
-from streams.web.pages.corrections import filter_of
+from streams.web import access, parameters, render
 from streams.web.problems import Problem
 
 _MOST_AT_ONCE = 10_000
@@ -130,7 +129,7 @@ class Actions:
                 return [await operations.show_job(connection, int(job_id))]
             except operations.Refused as error:
                 raise Problem("not-found", str(error)) from None
-        wanted = filter_of(values)
+        wanted = parameters.corrections_filter(values)
         rows = await ledger.corrections(connection, wanted, None, _MOST_AT_ONCE)
         jobs = {row.job_id: row for row in rows if row.job_id and row.job_status in action.job_statuses}
         return [

@@ -13,17 +13,6 @@ _PAGE = 100
 AGES = ((60, "1 minute"), (600, "10 minutes"), (3600, "1 hour"), (86400, "1 day"))
 
 
-def filter_of(values: object) -> ledger.Filter:
-    """The filter in a query or a form. Raises Problem `invalid`."""
-    get = values.get  # type: ignore[attr-defined]
-    status, age = get("status") or None, get("older_than_seconds") or None
-    if status and status not in ledger.STATUSES:
-        raise Problem("invalid", f"status: one of {', '.join(ledger.STATUSES)}, got {status!r}")
-    if age and not str(age).isdecimal():
-        raise Problem("invalid", f"older_than_seconds: expected a whole number, got {age!r}")
-    return ledger.Filter(status, get("security_id") or None, float(age) if age else None)
-
-
 class Corrections:
     """The list and the single page."""
 
@@ -37,7 +26,7 @@ class Corrections:
 
     async def show_all(self, request: web.Request) -> web.StreamResponse:
         """Newest first, a page at a time."""
-        wanted, before = filter_of(request.query), parameters.integer(request, "cursor")
+        wanted, before = parameters.corrections_filter(request.query), parameters.integer(request.query, "cursor")
         async with (await self._app.pool()).acquire() as connection:
             found = await ledger.corrections(connection, wanted, before, _PAGE + 1)
         following = request.rel_url.update_query(cursor=str(found[_PAGE - 1].seq)) if len(found) > _PAGE else None

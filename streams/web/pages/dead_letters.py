@@ -26,7 +26,7 @@ class DeadLetters:
 
     async def show_all(self, request: web.Request) -> web.StreamResponse:
         """Newest first."""
-        reason = parameters.choice(request, "reason", REASONS)
+        reason = parameters.choice(request.query, "reason", REASONS)
         found = await self._letters.latest(_PAGE, reason)
         return render.page(request, "dead_letters.html", letters=found, reasons=REASONS, reason=reason)
 
