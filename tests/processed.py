@@ -20,8 +20,7 @@ _LIVE = """
 select portfolio_id, security_id, s.epoch,
        coalesce(array_agg(transaction_id order by sequence) filter (where sequence is not null), '{}') as ids
 from position_state s
-left join position_history h using (portfolio_id, security_id)
-where superseded_epoch is null
+left join (select * from position_history where superseded_epoch is null) h using (portfolio_id, security_id)
 group by 1, 2, 3
 """
 
@@ -85,16 +84,18 @@ async def read_from(settings: Settings, starts: Sequence[float]) -> list[Downstr
     return found
 
 
-async def check(settings: Settings, pool: asyncpg.Pool, chance: random.Random) -> tuple[list[str], int]:
-    """(what is wrong with the topic, keys that were compared), read from its beginning and from anywhere.
+async def check(
+    settings: Settings, database: asyncpg.Pool | asyncpg.Connection, chance: random.Random, anywhere: int = 8
+) -> tuple[list[str], int]:
+    """(what is wrong with the topic, keys that were compared), read from its beginning and from `anywhere` places.
 
     To be called when the outbox is empty.
     """
-    rows = await pool.fetch(_LIVE)
+    rows = await database.fetch(_LIVE)
     live = {(row["portfolio_id"], row["security_id"]): (row["epoch"], row["ids"]) for row in rows}
     wrong: list[str] = []
     compared = 0
-    starts = [0.0, *(chance.random() for _ in range(8))]
+    starts = [0.0, *(chance.random() for _ in range(anywhere))]
     for start, downstream in zip(starts, await read_from(settings, starts), strict=True):
         wrong += [f"from {start:.2f}: {line}" for line in downstream.wrong]
         if start == 0 and (missing := live.keys() - downstream.keys.keys()):

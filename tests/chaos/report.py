@@ -11,8 +11,8 @@ from typing import Any
 
 _HEAD = (
     "| seed | verdict | brokers | records: dates, prices, transactions, jobs | faults | lag at the faults, least | "
-    "samples, audits | corrections, repairs | outbox rows | snapshots | batches fenced | "
-    "recovery: kill -9, Postgres | run |\n" + "|---" * 13 + "|\n"
+    "samples, audits | corrections, repairs | outbox rows | snapshots | keys downstream | batches fenced | "
+    "recovery: kill -9, Postgres | run |\n" + "|---" * 14 + "|\n"
 )
 
 
@@ -42,6 +42,7 @@ class Report:
     samples: int = 0
     audited: int = 0
     snapshots: int = 0
+    keys_compared: int = 0
     fenced: int = 0
     cuts: dict[str, int] = field(default_factory=dict)
     figures: dict[str, int] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class Report:
             f"{self.figures.get('corrections', 0):,}, {self.figures.get('repairs', 0)}",
             f"{self.figures.get('outbox_rows', 0):,}",
             f"{self.snapshots:,}",
+            f"{self.keys_compared:,}",
             self.fenced,
             f"{_seconds(kill)}, {_seconds(back)}",
             f"{self.seconds + self.healed_in:.0f} s",

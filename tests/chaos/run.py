@@ -20,6 +20,7 @@ from deploy.local.stack import Stack
 from sinks.database import connect, is_transient, migrate
 from streams import topics
 from streams.settings import Settings, load_named
+from tests import processed
 from tests.chaos import faults, load
 from tests.chaos.cluster import Cluster, run_cluster
 from tests.chaos.faults import FAULTS, Victims
@@ -250,6 +251,7 @@ async def _judge(
             f"{audit.snapshots} snapshots, {len(audit.waiting)} keys waiting; expected {expected.snapshot_count}, 0"
         )
     report.wrong += await _outbox_lost(settings, witness)
+    report.wrong += await _downstream_wrong(settings, cluster.direct_dsn, report)
     jobs, lag = await _job_topic(settings, cluster.direct_dsn)
     report.records[topics.JOBS] = jobs
     if lag:
@@ -313,6 +315,16 @@ async def _outbox_lost(settings: Settings, witness: Witness) -> list[str]:
     if disorder:
         wrong.append(f"{disorder} events overtook another of their key")
     return wrong
+
+
+async def _downstream_wrong(settings: Settings, dsn: str, report: Report) -> list[str]:
+    """A consumer that keeps the highest epoch per key has the live history, wherever it began to read."""
+    connection = await connect(dsn)
+    try:
+        wrong, report.keys_compared = await processed.check(settings, connection, random.Random(report.seed), 3)
+    finally:
+        await connection.close()
+    return [f"transactions-processed, read {line[:300]}" for line in wrong[:3]]
 
 
 async def _job_topic(settings: Settings, dsn: str) -> tuple[int, int]:
