@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Partition = tuple[str, int]
 T = TypeVar("T")
 
-_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 2.0
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 1.0
 
 _CLAIM = """
 insert into kafka_offsets as o (consumer_group, topic, partition, next_offset, epoch)
