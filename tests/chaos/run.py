@@ -23,6 +23,7 @@ from streams.settings import Settings, load_named
 from tests import processed
 from tests.chaos import faults, load
 from tests.chaos.cluster import Cluster, run_cluster
+from tests.chaos.echo import Echo
 from tests.chaos.faults import FAULTS, Victims
 from tests.chaos.report import Injected, Report
 from tests.chaos.sender import Partition, Sender
@@ -48,7 +49,8 @@ select (select count(*) from dirty_keys) as dirty_keys,
 
 @dataclass(frozen=True)
 class Plan:
-    """How hard. per_topic: records in each input topic; backlog: records that must wait when a fault comes."""
+    """How hard. per_topic: records in each input topic and in that of jobs; backlog: records that must wait when a
+    fault comes."""
 
     per_topic: int = 100_000
     faults: int = 14
@@ -87,11 +89,13 @@ async def run(seed: int, plan: Plan, say: Callable[[str], None] = print) -> Repo
         await spare.start()
         sender = Sender(cluster.bootstrap, made.records)
         sender.start()
+        echo = Echo(cluster.bootstrap, settings.topic(topics.JOBS), plan.per_topic)
+        echo.start()
         witness.start()
         started = time.monotonic()
         try:
             victims = Victims(cluster, stack, spare, settings, program)
-            chaos = Chaos(report, victims, sender, started, say)
+            chaos = Chaos(report, victims, sender, echo, started, say)
             await chaos.inject(seed, plan)
             report.seconds = time.monotonic() - started
             report.wrong += await chaos.heal()
@@ -101,6 +105,7 @@ async def run(seed: int, plan: Plan, say: Callable[[str], None] = print) -> Repo
         finally:
             await witness.stop()
             await asyncio.to_thread(sender.stop)
+            await asyncio.to_thread(echo.stop)
             await spare.stop()
             await stack.stop()
             report.fenced = _count_in_logs(cluster.folder, "fenced")
@@ -128,11 +133,12 @@ class Chaos:
     """The faults of one run, and what was seen of each."""
 
     def __init__(
-        self, report: Report, victims: Victims, sender: Sender, started: float, say: Callable[[str], None]
+        self, report: Report, victims: Victims, sender: Sender, echo: Echo, started: float, say: Callable[[str], None]
     ) -> None:
         self._report = report
         self._victims = victims
         self._sender = sender
+        self._echo = echo
         self._started = started
         self._say = say
         self._dsn = victims.cluster.direct_dsn
@@ -171,7 +177,7 @@ class Chaos:
         deadline = time.monotonic() + _BACKLOG_SECONDS
         while True:
             with contextlib.suppress(OSError, TimeoutError):
-                lags = self._lags(await self._offsets())
+                lags = _lags(self._sender.ends, await self._offsets())
                 if least <= lags.total() <= most or self._sender.done or time.monotonic() > deadline:
                     return lags
             await asyncio.sleep(0.02)
@@ -193,9 +199,6 @@ class Chaos:
                 return time.monotonic()
             await asyncio.sleep(0.05)
 
-    def _lags(self, offsets: Counter[Partition]) -> Counter[Partition]:
-        return Counter({place: end - offsets[place] for place, end in dict(self._sender.ends).items()})
-
     async def _offsets(self) -> Counter[Partition]:
         """What Postgres holds. Raises OSError while it is away."""
         rows = await _fetch(self._dsn, "select topic, partition, next_offset from kafka_offsets")
@@ -210,11 +213,19 @@ class Chaos:
             with contextlib.suppress(OSError, TimeoutError):
                 left = dict((await _fetch(self._dsn, _LEFT))[0])
                 left["unsent"] = not self._sender.done
-                left["lag"] = self._lags(await self._offsets()).total()
+                left["lag"] = _lags(self._sender.ends, await self._offsets()).total()
+                if not any(left.values()):
+                    self._echo.finish()
+                left["jobs unsent"] = not self._echo.done
+                left["job lag"] = _lags(self._echo.ends, await self._offsets()).total()
                 if not any(left.values()):
                     return self._sender.failed[:3]
             await asyncio.sleep(0.5)
         return [f"stuck after {_HEAL_SECONDS:.0f} s: {left}"]
+
+
+def _lags(ends: Counter[Partition], offsets: Counter[Partition]) -> Counter[Partition]:
+    return Counter({place: end - offsets[place] for place, end in dict(ends).items()})
 
 
 async def _fetch(dsn: str, query: str) -> list[dict[str, int]]:

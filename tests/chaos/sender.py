@@ -14,6 +14,15 @@ from tests.chaos.witness import Place
 
 Partition = tuple[str, int]
 
+PATIENT = {
+    "enable.idempotence": True,
+    "linger.ms": 20,
+    "message.timeout.ms": 600_000,
+    "reconnect.backoff.max.ms": 1_000,
+    "log_level": 0,
+}
+"""Settings of a producer that outlasts every fault."""
+
 
 class Sender:
     """A producer in a thread of its own; release() says how far it may go."""
@@ -49,16 +58,7 @@ class Sender:
         self._thread.join(30)
 
     def _run(self, bootstrap: str) -> None:
-        producer = Producer(
-            {
-                "bootstrap.servers": bootstrap,
-                "enable.idempotence": True,
-                "linger.ms": 20,
-                "message.timeout.ms": 600_000,
-                "reconnect.backoff.max.ms": 1_000,
-                "log_level": 0,
-            }
-        )
+        producer = Producer(PATIENT | {"bootstrap.servers": bootstrap})
         sent = 0
         while not (self._over.is_set() or (self.done and sent == len(self._records))):
             if sent < self._allowed:
