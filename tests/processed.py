@@ -6,13 +6,13 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import asyncpg
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
 from streams.settings import Settings
 from streams.topics import PROCESSED
+from tests.reading import read_all
 
 Key = tuple[str, str]
 
@@ -62,23 +62,12 @@ class Downstream:
 
 async def read_from(settings: Settings, starts: Sequence[float]) -> list[Downstream]:
     """A consumer for each start, which is a share of every partition's log."""
-    topic = settings.topic(PROCESSED)
-    consumer = AIOKafkaConsumer(topic, bootstrap_servers=settings.bootstrap_servers, fetch_max_wait_ms=100)
-    await consumer.start()
-    try:
-        ends = await consumer.end_offsets(consumer.assignment())
-        await consumer.seek_to_beginning()
-        log: list[Any] = []
-        while any([await consumer.position(tp) < end for tp, end in ends.items()]):
-            for messages in (await consumer.getmany(timeout_ms=200)).values():
-                log += messages
-    finally:
-        await consumer.stop()
+    log, ends = await read_all(settings, PROCESSED)
     found = []
     for start in starts:
         downstream = Downstream()
         for message in log:
-            if message.offset >= start * ends[TopicPartition(topic, message.partition)]:
+            if message.offset >= start * ends[TopicPartition(message.topic, message.partition)]:
                 downstream.take(message.key, int(dict(message.headers)["event_id"]), message.value)
         found.append(downstream)
     return found

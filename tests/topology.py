@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer as ConfluentProducer
 
 from deploy.local.stack import Stack
 from sinks.database import connect_pool
 from streams.settings import Settings, load_named
 from streams.worker import ROLES
+from tests.reading import read_all
 from tidemark.audit import AuditResult, audit_books
 
 Event = tuple[str, Any]
@@ -101,20 +102,8 @@ class Topology:
 
     async def read(self, topic: str) -> list[Any]:
         """All records of a topic."""
-        consumer = AIOKafkaConsumer(
-            self.settings.topic(topic), bootstrap_servers=self.settings.bootstrap_servers, fetch_max_wait_ms=100
-        )
-        await consumer.start()
-        try:
-            ends = await consumer.end_offsets(consumer.assignment())
-            await consumer.seek_to_beginning()
-            found: list[Any] = []
-            while any([await consumer.position(p) < end for p, end in ends.items()]):
-                for records in (await consumer.getmany(timeout_ms=200)).values():
-                    found += records
-            return found
-        finally:
-            await consumer.stop()
+        found, _ = await read_all(self.settings, topic)
+        return found
 
 
 def settings_for(broker_url: str, database_url: str, folder: Path, **changes: Any) -> Settings:

@@ -28,6 +28,7 @@ from tests.chaos.faults import FAULTS, Victims
 from tests.chaos.report import Injected, Report
 from tests.chaos.sender import Partition, Sender
 from tests.chaos.witness import Witness
+from tests.reading import read_all
 from tidemark.audit import audit_books
 from tidemark.oracle.books import Books
 from tidemark.oracle.fold import Inputs
@@ -300,24 +301,14 @@ async def _outbox_lost(settings: Settings, witness: Witness) -> list[str]:
     published: set[int] = set()
     highest: dict[tuple[str, bytes | None], int] = {}
     disorder = 0
-    consumer = AIOKafkaConsumer(
-        *map(settings.topic, _OUTPUTS), bootstrap_servers=settings.bootstrap_servers, fetch_max_wait_ms=100
-    )
-    await consumer.start()
-    try:
-        ends = await consumer.end_offsets(consumer.assignment())
-        await consumer.seek_to_beginning()
-        while any([await consumer.position(p) < end for p, end in ends.items()]):
-            for partition, records in (await consumer.getmany(timeout_ms=200)).items():
-                for record in records:
-                    number = int(dict(record.headers)["event_id"])
-                    key = (partition.topic, record.key)
-                    if number not in published and record.key is not None:
-                        disorder += number < highest.get(key, 0)
-                        highest[key] = max(number, highest.get(key, 0))
-                    published.add(number)
-    finally:
-        await consumer.stop()
+    records, _ = await read_all(settings, *_OUTPUTS)
+    for record in records:
+        number = int(dict(record.headers)["event_id"])
+        key = (record.topic, record.key)
+        if number not in published and record.key is not None:
+            disorder += number < highest.get(key, 0)
+            highest[key] = max(number, highest.get(key, 0))
+        published.add(number)
     wrong = []
     if lost := sorted(written.keys() - published):
         wrong.append(f"{len(lost)} outbox rows never reached Kafka, the first: {lost[0]} {written[lost[0]]}")

@@ -16,7 +16,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from click.testing import CliRunner
@@ -30,6 +29,7 @@ from streams.relay import Relay
 from streams.settings import Settings, load_named
 from streams.topics import ensure_topics
 from tests import processed, scenarios
+from tests.reading import read_all
 from tests.topology import run_topology
 from tidemark.main import main
 
@@ -82,18 +82,10 @@ async def until(condition: Callable[[], Any]) -> None:
 
 async def published(settings: Settings, topic: str = TOPIC) -> dict[bytes, list[tuple[int, bytes]]]:
     """(event_id, value) by message key, in order of offset, all that is there."""
-    consumer = AIOKafkaConsumer(settings.topic(topic), bootstrap_servers=settings.bootstrap_servers)
-    await consumer.start()
     found: dict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
-    try:
-        ends = await consumer.end_offsets(consumer.assignment())
-        await consumer.seek_to_beginning()
-        while any([await consumer.position(tp) < end for tp, end in ends.items()]):
-            for messages in (await consumer.getmany(timeout_ms=200)).values():
-                for message in messages:
-                    found[message.key].append((int(dict(message.headers)["event_id"]), message.value))
-    finally:
-        await consumer.stop()
+    messages, _ = await read_all(settings, topic)
+    for message in messages:
+        found[message.key].append((int(dict(message.headers)["event_id"]), message.value))
     return found
 
 
