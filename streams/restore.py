@@ -53,8 +53,8 @@ async def _tails(settings: Settings, names: list[str]) -> AsyncIterator[Any]:
         partitions = [
             TopicPartition(name, number) for name in names for number in sorted(await _partitions(consumer, name))
         ]
-        consumer.assign(partitions)
         starts, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+        consumer.assign(partitions)  # with nothing awaited before the seek, or a reset to the end may outrun it
         for partition in partitions:
             consumer.seek(partition, max(starts[partition], ends[partition] - _TAIL))
         while any([await consumer.position(partition) < ends[partition] for partition in partitions]):

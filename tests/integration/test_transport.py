@@ -142,12 +142,11 @@ async def test_holes_that_compaction_leaves_are_passed(kafka: str, empty_databas
 
 
 async def _offsets(settings: Settings, topic: str) -> list[int]:
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers, auto_offset_reset="earliest")
     partition = TopicPartition(topic, 0)
     await consumer.start()
     try:
         consumer.assign([partition])
-        await consumer.seek_to_beginning(partition)
         end = (await consumer.end_offsets([partition]))[partition]
         found: list[int] = []
         while await consumer.position(partition) < end:
