@@ -64,6 +64,11 @@ class Settings(BaseSettings):
         10_000, description="replayed transactions one sink transaction queues itself; longer replays the relay expands"
     )
     session_timeout_seconds: Annotated[float, Field(ge=1, le=300)] = Field(15, description="Kafka group session")
+    group_instance_id: str | None = Field(
+        None,
+        description="a name of this worker alone that outlives it: its partitions are kept for it while it restarts",
+        pattern=r"^[A-Za-z0-9._-]{1,200}$",
+    )
     shutdown_seconds: Annotated[float, Field(gt=0)] = Field(
         20, description="a worker that is told to stop abandons after so long what it still waits for"
     )
