@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -28,9 +28,11 @@ _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 1.0
 
 _CLAIM = """
 insert into kafka_offsets as o (consumer_group, topic, partition, next_offset, epoch)
-values ($1, $2, $3, $4, 1)
+select $1, topic, partition, log_start, 1
+from unnest($2::text[], $3::int[], $4::bigint[]) as place (topic, partition, log_start)
+order by topic collate "C", partition
 on conflict (consumer_group, topic, partition) do update set epoch = o.epoch + 1
-returning next_offset, epoch
+returning topic, partition, next_offset, epoch
 """
 
 _SWAP = """
@@ -129,18 +131,21 @@ class Offsets:
         """The newest claim of this worker on the partition."""
         return self._held.get(partition)
 
-    async def claim(self, partition: Partition, log_start: int) -> Claim:
-        """Take the partition over: every older claim is fenced from here on. Waits for Postgres as long as it takes.
+    async def claim(self, log_starts: Mapping[Partition, int]) -> dict[Partition, Claim]:
+        """Take the partitions over: every older claim is fenced from here on. Waits for Postgres as long as it takes.
 
         A first claim starts at the log's beginning. Whether the log still holds the offset is to be checked then
         (`check`), against a log looked at after the claim: until it, the owner before may have moved on.
         """
-        row = await self._patiently(lambda c: c.fetchrow(_CLAIM, self._group, *partition, log_start))
-        claim = Claim(row["next_offset"], row["epoch"])
-        current = self._held.get(partition)
-        if current is None or current.epoch < claim.epoch:
-            self._held[partition] = claim
-        return claim
+        places = [(topic, partition, start) for (topic, partition), start in log_starts.items()]
+        columns = [list(column) for column in zip(*places, strict=True)]
+        rows = await self._patiently(lambda c: c.fetch(_CLAIM, self._group, *columns))
+        claims = {(row["topic"], row["partition"]): Claim(row["next_offset"], row["epoch"]) for row in rows}
+        for partition, claim in claims.items():
+            current = self._held.get(partition)
+            if current is None or current.epoch < claim.epoch:
+                self._held[partition] = claim
+        return claims
 
     def release(self) -> None:
         """Give up every claim, at the start of a rebalance: batches in hand end at their next step or retry.
@@ -273,7 +278,7 @@ class Offsets:
             return True
         raise Fenced
 
-    async def _patiently(self, query: Callable[[Connection], Awaitable[asyncpg.Record]]) -> asyncpg.Record:
+    async def _patiently(self, query: Callable[[Connection], Awaitable[T]]) -> T:
         delay = _FIRST_BACKOFF
         while True:
             try:

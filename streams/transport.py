@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EMPTY_FETCH_SECONDS = 0.02  # how soon to look again while some partition is held back
+_FETCH_SECONDS = 0.2  # a claim waits for the fetch before it, and so do its own requests on the same connection
 _CLAIM_SECONDS = 80.0  # longer than a session may stand still in a transaction, shorter than Faust waits for a seek
 
 _inside_fetcher: ContextVar[bool] = ContextVar("_inside_fetcher", default=False)
@@ -82,6 +83,7 @@ class _ClientThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # Faust offers it only together with its own transactions
+        consumer._fetch_max_wait_ms = int(_FETCH_SECONDS * 1000)  # Faust: 1500
         self.app.lease.follow(consumer)
         return consumer
 
@@ -159,7 +161,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def _claim(self, partitions: set[TP]) -> dict[TP, Claim]:
         starts = await self._thread.earliest_offsets(*partitions)
-        claims = {tp: await self.app.offsets.claim((tp.topic, tp.partition), starts[tp]) for tp in sorted(partitions)}
+        claimed = await self.app.offsets.claim({(tp.topic, tp.partition): starts[tp] for tp in partitions})
+        claims = {TP(*partition): claim for partition, claim in claimed.items()}
         await self._check_log({tp: claim.next_offset for tp, claim in claims.items()})
         return claims
 
@@ -171,7 +174,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> dict[TP, list[Any]]:
         active = set(active_partitions or ())  # a snapshot: Faust changes the live set during the await
         async with self._fetching:
-            return await self._fetch_all(active, timeout) if self.flow_active else {}
+            return await self._fetch_all(active, min(timeout, _FETCH_SECONDS)) if self.flow_active else {}
 
     async def _fetch_all(self, active: set[TP], timeout: float) -> dict[TP, list[Any]]:
         batched = self._batch_partitions(active)

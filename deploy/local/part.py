@@ -16,7 +16,7 @@ _POLL = 0.1
 _LOOK_AGAIN = 2.0  # seconds between looks at whether a part that was ready still is
 _EXITS_BEFORE_READY = 5
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.2, 10.0
-_STEADY_SECONDS = 30.0  # after so long a life the backoff begins anew
+_STEADY_SECONDS = 10.0  # after so long a life the backoff begins anew
 
 
 class Part:
@@ -40,6 +40,11 @@ class Part:
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._hold = 0.0
+
+    def hold(self, seconds: float) -> None:
+        """Start it again no sooner than so long after its next exit."""
+        self._hold = seconds
 
     @property
     def pid(self) -> int | None:
@@ -95,7 +100,8 @@ class Part:
                 raise StackError(f"{self.name} ends as soon as it is started{self._blame()}")
             if time.monotonic() - started > _STEADY_SECONDS:
                 backoff = _FIRST_BACKOFF
-            await asyncio.sleep(backoff)
+            await asyncio.sleep(max(backoff, self._hold))
+            self._hold = 0.0
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
     async def _live(self, process: subprocess.Popen[bytes]) -> bool:

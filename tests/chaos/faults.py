@@ -23,6 +23,7 @@ from tests.chaos.proxy import Proxy
 _JOINS = 10
 _CUTS = 3  # of each kind, at COMMITs
 _FIND_A_COMMIT_SECONDS = 15.0
+_HEIR_SECONDS = 5.0  # beyond the session
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ def _signal(part: Part, number: signal.Signals) -> str:
 async def kill_worker(victims: Victims, chance: random.Random) -> str:
     """kill -9, mostly of a worker with input partitions."""
     return _signal(victims.worker(chance, *chance.choice([("intake",), ()])), signal.SIGKILL)
+
+
+async def lose_worker(victims: Victims, chance: random.Random) -> str:
+    """kill -9 of a worker with input partitions, as with its host: it does not come back before it has an heir."""
+    workers = [stack.workers["intake"] for stack in (victims.stack, victims.spare)]
+    if not all(worker.ready for worker in workers):
+        return "nobody to lose: there would be no heir"
+    worker = chance.choice(workers)
+    worker.hold(victims.session_seconds + _HEIR_SECONDS)
+    return f"{_signal(worker, signal.SIGKILL)}, not started again for long"
 
 
 async def end_worker(victims: Victims, chance: random.Random) -> str:
@@ -185,7 +196,7 @@ async def _until(condition: Callable[[], bool], seconds: float) -> None:
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
-        kill_worker, end_worker, freeze_worker, join_and_leave, cut_sessions, crash_postgres, kill_broker,
+        kill_worker, lose_worker, end_worker, freeze_worker, join_and_leave, cut_sessions, crash_postgres, kill_broker,
         cut_at_commit, slow_network, stop_network, fill_disk,
     )
 }  # fmt: skip
@@ -196,6 +207,6 @@ def choose(seed: int, count: int) -> list[str]:
     chance = random.Random(f"faults {seed}")
     kinds = [name for name in FAULTS if name != "fill_disk" or sys.platform == "linux"]
     chosen = chance.sample(kinds, min(count, len(kinds)))
-    often = ["kill_worker", "freeze_worker", "cut_at_commit"]
+    often = ["kill_worker", "lose_worker", "freeze_worker", "cut_at_commit"]
     chosen += [chance.choice(chance.choice((often, kinds))) for _ in range(count - len(chosen))]
     return chosen

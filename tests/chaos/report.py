@@ -12,14 +12,15 @@ from typing import Any
 _HEAD = (
     "| seed | verdict | brokers | records: dates, prices, transactions, jobs | faults | lag at the faults, least | "
     "samples, audits | corrections, repairs | outbox rows | snapshots | keys downstream | batches fenced | "
-    "recovery: kill -9, Postgres | run |\n" + "|---" * 14 + "|\n"
+    "recovery: kill -9, without restart, Postgres | run |\n" + "|---" * 14 + "|\n"
 )
 
 
 @dataclass
 class Injected:
     """One fault. lag: records in Kafka and not yet in Postgres when it came; recovered_in: seconds until every
-    partition that had a lag had moved on (from Postgres' return, where that was the fault), None: not measured."""
+    partition that had a lag had moved on (from Postgres' return, where that was the fault), None: not measured; alone:
+    whether the fault before had been recovered from."""
 
     kind: str
     what: str
@@ -27,6 +28,7 @@ class Injected:
     lag: int
     lags: dict[str, int]
     recovered_in: float | None = None
+    alone: bool = False
 
 
 @dataclass
@@ -59,8 +61,8 @@ class Report:
         return min((fault.lag for fault in self.faults), default=0)
 
     def worst_recovery(self, *kinds: str) -> float | None:
-        """The longest recovery after faults of these kinds, in seconds."""
-        found = [f.recovered_in for f in self.faults if f.kind in kinds and f.recovered_in is not None]
+        """The longest recovery from faults of these kinds that came alone, in seconds."""
+        found = [f.recovered_in for f in self.faults if f.kind in kinds and f.alone and f.recovered_in is not None]
         return max(found, default=None)
 
     def line(self) -> str:
@@ -78,7 +80,7 @@ class Report:
         """Of the table in Markdown."""
         faults = ", ".join(f"{count} {name}" for name, count in sorted(self.kinds.items()))
         records = ", ".join(f"{self.records.get(name, 0):,}" for name in _TOPICS)
-        kill, back = self.worst_recovery("kill_worker"), self.worst_recovery("crash_postgres")
+        recoveries = [self.worst_recovery(kind) for kind in ("kill_worker", "lose_worker", "crash_postgres")]
         cells = [
             self.seed,
             "right" if not self.wrong else f"**WRONG**: {self.wrong[0]}",
@@ -92,7 +94,7 @@ class Report:
             f"{self.snapshots:,}",
             f"{self.keys_compared:,}",
             self.fenced,
-            f"{_seconds(kill)}, {_seconds(back)}",
+            ", ".join(map(_seconds, recoveries)),
             f"{self.seconds + self.healed_in:.0f} s",
         ]
         return "| " + " | ".join(str(cell) for cell in cells) + " |"

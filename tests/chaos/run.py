@@ -33,7 +33,7 @@ from tidemark.audit import audit_books
 from tidemark.oracle.books import Books
 from tidemark.oracle.fold import Inputs
 
-_SESSION_SECONDS = 6.0
+_SESSION_SECONDS = 10.0
 _BACKLOG_SECONDS = 120.0
 _RECOVERY_SECONDS = 60.0
 _HEAL_SECONDS = 420.0
@@ -57,7 +57,7 @@ class Plan:
     faults: int = 14
     backlog: int = 2_000
     brokers: int = 1
-    batch_records: int = 500
+    batch_records: int = 250
     script: Sequence[str] = ()
     """Names of faults instead of those that the seed chooses."""
 
@@ -143,6 +143,7 @@ class Chaos:
         self._started = started
         self._say = say
         self._dsn = victims.cluster.direct_dsn
+        self._settled = True
 
     async def inject(self, seed: int, plan: Plan) -> None:
         """One fault after another, each with a share of the load let loose before it and a backlog to meet."""
@@ -166,9 +167,11 @@ class Chaos:
         injected.what = await FAULTS[name](self._victims, chance)
         if name == "crash_postgres":
             at = await self._postgres_back()
-        elsewhere = name.endswith("_worker") and not injected.what.endswith("intake")  # no input partition concerned
+        elsewhere = name.endswith("_worker") and "intake" not in injected.what  # no input partition concerned
+        injected.alone, self._settled = self._settled, elsewhere and self._settled
         if chance.random() >= _AT_ONCE and not elsewhere:
             injected.recovered_in = await self._recovered(at, before, lags)
+            self._settled = injected.recovered_in is not None
         took = "" if injected.recovered_in is None else f", recovered in {injected.recovered_in:.1f} s"
         self._say(f"    {injected.what}{took}")
 

@@ -62,7 +62,7 @@ class Partition:
     async def take(self) -> int:
         """One batch of what waits, through the exactly-once sink."""
         if self._claim is None:
-            self._claim = await self._offsets.claim(self._partition, 0)
+            self._claim = (await self._offsets.claim({self._partition: 0}))[self._partition]
         size = self._chance.choice([1, 2, 10, 40])
         values = [json.dumps(record).encode() for record in self.waiting[:size]]
         del self.waiting[:size]

@@ -103,7 +103,7 @@ async def test_an_error_at_any_statement_leaves_no_trace(pool: Pool, replay_rows
         return pool
 
     offsets = Offsets(get, "intake", lambda: False)
-    claim = await offsets.claim(TP, 0)
+    claim = (await offsets.claim({TP: 0}))[TP]
     history = [trade(n, "BUY", 10, 100 + n) for n in range(20)]
     history += [trade(n, "BUY", 10, 100, "Q") for n in range(20, 30)] + [trade(30, "BUY", 5, 5, "R")]
     await book(pool, history)

@@ -65,17 +65,17 @@ async def stored(pool: Pool) -> tuple[int, int]:
 
 async def test_a_first_claim_starts_at_the_logs_beginning_and_later_ones_where_it_went_on(pool: Pool) -> None:
     first = worker(pool)
-    claim = await first.claim(TP, log_start=7)
+    claim = (await first.claim({TP: 7}))[TP]
     assert claim == Claim(7, 1)
     await first.apply(batch(claim, 7, 7, 9, 12), effect, refuse)  # holes are real: compaction, markers
-    assert await worker(pool).claim(TP, 0) == Claim(13, 2)
+    assert (await worker(pool).claim({TP: 0}))[TP] == Claim(13, 2)
     assert await effects(pool) == [7, 9, 12]
 
 
 async def test_a_zombie_is_fenced_and_changes_nothing(pool: Pool) -> None:
     zombie, heir = worker(pool), worker(pool)
-    old = await zombie.claim(TP, 0)
-    new = await heir.claim(TP, 0)
+    old = (await zombie.claim({TP: 0}))[TP]
+    new = (await heir.claim({TP: 0}))[TP]
     with pytest.raises(Fenced):
         await zombie.apply(batch(old, 0, 0, 1), effect, refuse)
     await heir.apply(batch(new, 0, 0, 1), effect, refuse)
@@ -87,15 +87,15 @@ async def test_a_zombie_is_fenced_and_changes_nothing(pool: Pool) -> None:
 
 async def test_a_batch_of_an_older_claim_is_dropped(pool: Pool) -> None:
     one = worker(pool)
-    old = await one.claim(TP, 0)
-    await one.claim(TP, 0)
+    old = (await one.claim({TP: 0}))[TP]
+    await one.claim({TP: 0})
     with pytest.raises(Fenced):
         await one.apply(batch(old, 0, 0), effect, refuse)
 
 
 async def test_a_claim_given_up_ends_batches_in_hand_and_retries(pool: Pool) -> None:
     one = worker(pool)
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
 
     async def given_up(connection: Connection, records: Sequence[Record]) -> int:
         one.release()
@@ -105,14 +105,14 @@ async def test_a_claim_given_up_ends_batches_in_hand_and_retries(pool: Pool) -> 
         await one.apply(batch(claim, 0, 0), given_up, refuse)
     with pytest.raises(Released):
         await one.apply(batch(claim, 0, 0), effect, refuse)
-    again = await one.claim(TP, 0)
+    again = (await one.claim({TP: 0}))[TP]
     await one.apply(batch(again, 0, 0), effect, refuse)
     assert await effects(pool) == [0]
 
 
 async def test_records_already_applied_are_skipped(pool: Pool) -> None:
     one = worker(pool)
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
     await one.apply(batch(claim, 0, 0, 1, 2), effect, refuse)
     await one.apply(batch(claim, 0, 0, 1, 2, 3), effect, refuse)
     assert await one.apply(batch(claim, 0, 0, 1), effect, refuse) == []
@@ -121,7 +121,7 @@ async def test_records_already_applied_are_skipped(pool: Pool) -> None:
 
 async def test_a_missing_batch_stops_the_worker(pool: Pool) -> None:
     one = worker(pool)
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
     with pytest.raises(BrokenChain):
         await one.apply(batch(claim, 5, 5), effect, refuse)
     assert await effects(pool) == []
@@ -130,16 +130,16 @@ async def test_a_missing_batch_stops_the_worker(pool: Pool) -> None:
 @pytest.mark.parametrize(("log_start", "log_end"), [(6, 100), (0, 4)])
 async def test_a_stored_offset_outside_the_log_is_refused(pool: Pool, log_start: int, log_end: int) -> None:
     one = worker(pool)
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
     await one.apply(batch(claim, 0, 0, 1, 2, 3, 4), effect, refuse)
-    again = await one.claim(TP, log_start)
+    again = (await one.claim({TP: log_start}))[TP]
     with pytest.raises(OffsetOutsideLog, match="stored offset 5"):
         one.check(TP, again.next_offset, log_start, log_end)
 
 
 async def test_a_value_that_postgres_refuses_is_isolated_and_the_rest_goes_on(pool: Pool) -> None:
     one = worker(pool)
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
     records = [Sent(n, b"99999" if n in (3, 6) else b"1") for n in range(8)]
     await one.apply(Batch(*TP, claim.epoch, 0, records), effect, refuse)
     assert await effects(pool) == list(range(8))
@@ -149,7 +149,7 @@ async def test_a_value_that_postgres_refuses_is_isolated_and_the_rest_goes_on(po
 
 async def test_a_bug_leaves_effect_and_offset_untouched(pool: Pool) -> None:
     one = worker(pool)
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
 
     async def buggy(connection: Connection, records: Sequence[Record]) -> int:
         await effect(connection, records)
@@ -177,14 +177,14 @@ def failing_once(inner: Callable[..., Awaitable[int]], error: Exception) -> Call
 
 async def test_a_transient_error_is_retried_in_place(pool: Pool) -> None:
     one = worker(pool)
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
     await one.apply(batch(claim, 0, 0, 1), failing_once(effect, asyncpg.DeadlockDetectedError("x")), refuse)
     assert await effects(pool) == [0, 1]
 
 
 async def test_a_transient_error_at_shutdown_leaves_everything_as_it_was(pool: Pool) -> None:
     one = worker(pool, stopping=lambda: True)
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
     with pytest.raises(Stopping):
         await one.apply(batch(claim, 0, 0), failing_once(effect, ConnectionResetError()), refuse)
     assert await effects(pool) == []
@@ -249,7 +249,7 @@ class _Transaction:
 async def test_an_ambiguous_commit_is_read_back_before_it_is_repeated(pool: Pool, committed: bool) -> None:
     fault = LostAcknowledgement(pool, committed)
     one = worker(fault)  # type: ignore[arg-type]
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
     fault.arm()
     assert await one.apply(batch(claim, 0, 0, 1), effect, refuse) == [2]
     assert await effects(pool) == [0, 1], "exactly once, whether the lost COMMIT had happened or not"
@@ -260,7 +260,7 @@ async def test_an_ambiguous_commit_is_read_back_before_it_is_repeated(pool: Pool
 async def test_an_ambiguous_commit_followed_by_another_claim_is_fenced(pool: Pool) -> None:
     fault = LostAcknowledgement(pool, committed=False)
     one, heir = worker(fault), worker(pool)  # type: ignore[arg-type]
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
     fault.arm()
 
     async def overtaken(connection: Connection, records: Sequence[Record]) -> int:
@@ -269,7 +269,7 @@ async def test_an_ambiguous_commit_followed_by_another_claim_is_fenced(pool: Poo
     original = one._back_off
 
     async def back_off(delay: float) -> float:
-        await heir.claim(TP, 0)
+        await heir.claim({TP: 0})
         return await original(delay)
 
     one._back_off = back_off  # type: ignore[method-assign]
@@ -280,7 +280,7 @@ async def test_an_ambiguous_commit_followed_by_another_claim_is_fenced(pool: Poo
 
 async def test_a_bug_in_a_statement_is_not_taken_for_a_lost_connection(pool: Pool) -> None:
     one = worker(pool)
-    claim = await one.claim(TP, 0)
+    claim = (await one.claim({TP: 0}))[TP]
 
     async def buggy(connection: Connection, records: Sequence[Record]) -> int:
         await connection.execute("insert into effects values ($1, null)", 1, 2)
@@ -300,10 +300,10 @@ async def test_sessions_that_a_failover_left_read_only_are_given_up(
     after = await connect_pool(database)
     try:
         one = worker(after)
-        claiming = asyncio.create_task(one.claim(TP, 0))
+        claiming = asyncio.create_task(one.claim({TP: 0}))
         await until(lambda: _warned(caplog, "cannot write"), "the first attempt")
         await pool.execute(f"alter database {name} reset default_transaction_read_only")
-        claim = await claiming
+        claim = (await claiming)[TP]
         await one.apply(batch(claim, 0, 0, 1), effect, refuse)
         assert await effects(pool) == [0, 1]
     finally:

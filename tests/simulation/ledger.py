@@ -28,18 +28,26 @@ class Connection:
         async with self._database.transaction() as self.tx:
             yield
 
-    async def fetchrow(self, sql: str, *arguments: Any) -> Any:
-        """A claim, or a look at the stored offset that waits for a commit in doubt."""
+    async def fetch(self, sql: str, group: str, *columns: Any) -> Any:
+        """A claim."""
+        assert sql == offsets._CLAIM
         await self.tx.statement()
-        key = arguments[:3]
-        if sql == offsets._CLAIM:
-            if not await self.tx.insert("offsets", key, (arguments[3], 1)):
+        rows = []
+        for topic, partition, log_start in sorted(zip(*columns, strict=True)):
+            key = (group, topic, partition)
+            if not await self.tx.insert("offsets", key, (log_start, 1)):
                 await self.tx.lock("offsets", key)
                 next_offset, epoch = self.tx.get("offsets", key)
                 self.tx.put("offsets", key, (next_offset, epoch + 1))
-        else:
-            assert sql == offsets._READ_BACK
-            await self.tx.lock("offsets", key)
+            next_offset, epoch = self.tx.get("offsets", key)
+            rows.append({"topic": topic, "partition": partition, "next_offset": next_offset, "epoch": epoch})
+        return rows
+
+    async def fetchrow(self, sql: str, *key: Any) -> Any:
+        """A look at the stored offset that waits for a commit in doubt."""
+        assert sql == offsets._READ_BACK
+        await self.tx.statement()
+        await self.tx.lock("offsets", key)
         next_offset, epoch = self.tx.get("offsets", key)
         return {"next_offset": next_offset, "epoch": epoch}
 
