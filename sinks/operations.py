@@ -5,13 +5,12 @@ An action that cannot be done raises Refused and leaves nothing behind.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from sinks import corrections, holders, resets
+from sinks import actions, corrections, holders, resets
 from sinks.database import Connection
 
 _JOB = """
@@ -91,13 +90,6 @@ _LOWER = """
 update securities set valued_through = least(valued_through, $2::date - 1) where security_id = any($1::text[])
 """
 
-_AUDIT = "insert into operator_actions (actor, action, arguments) values ($1, $2, $3::jsonb)"
-
-_ACTIONS = """
-select action_id, at, actor, action, arguments::text as arguments
-from operator_actions order by action_id desc limit $1
-"""
-
 _REISSUE_AFTER = 30.0  # seconds; the new correction's own trigger comes first
 
 
@@ -171,7 +163,7 @@ async def cancel_job(connection: Connection, actor: str, job_id: int) -> dict[st
             raise Refused(f"job {job_id} is {job['status']}: there is nothing to cancel")
         await corrections.hold_securities(connection, [job["security_id"]])
         await resets.end_jobs(connection, [job_id], "CANCELLED", f"cancelled by {actor}")
-        await _audit(connection, actor, "cancel", {"job_id": job_id})
+        await actions.write_down(connection, actor, "cancel", {"job_id": job_id})
         return await show_job(connection, job_id)
 
 
@@ -190,7 +182,7 @@ async def requeue_job(connection: Connection, actor: str, job_id: int) -> dict[s
         if held is None or held["earliest_date"] is None:
             raise Refused(f"job {job_id} holds no correction any more: it was requeued, or another job covered them")
         seqs = await corrections.issue(connection, [(security, held["earliest_date"])], "requeue")
-        await _audit(connection, actor, "requeue", {"job_id": job_id, "seq": seqs[security]})
+        await actions.write_down(connection, actor, "requeue", {"job_id": job_id, "seq": seqs[security]})
         return {**(await show_job(connection, job_id)), "requeued_as": seqs[security]}
 
 
@@ -201,7 +193,7 @@ async def prioritise_job(connection: Connection, actor: str, job_id: int, priori
         if job["status"] in ("FAILED", "CANCELLED"):
             raise Refused(f"job {job_id} is {job['status']}: requeue it first")
         await connection.execute("update reprocessing_jobs set priority = $2 where job_id = $1", job_id, priority)
-        await _audit(connection, actor, "prioritise", {"job_id": job_id, "priority": priority})
+        await actions.write_down(connection, actor, "prioritise", {"job_id": job_id, "priority": priority})
         return await show_job(connection, job_id)
 
 
@@ -254,17 +246,11 @@ async def reprocess(
         raise Refused("name a security, a portfolio, or both")
     async with connection.transaction():
         arguments = {"security_id": security_id, "portfolio_id": portfolio_id, "from_date": from_date.isoformat()}
-        await _audit(connection, actor, "reprocess", arguments)
+        await actions.write_down(connection, actor, "reprocess", arguments)
         if portfolio_id is None:
             assert security_id is not None
             return await _reprocess_security(connection, security_id, from_date)
         return await _reprocess_keys(connection, portfolio_id, security_id, from_date)
-
-
-async def list_actions(connection: Connection, limit: int = 200) -> list[dict[str, Any]]:
-    """What operators did, newest first."""
-    rows = await connection.fetch(_ACTIONS, limit)
-    return [{**row, "arguments": json.loads(row["arguments"])} for row in rows]
 
 
 async def _reprocess_security(connection: Connection, security_id: str, from_date: date) -> Reprocessing:
@@ -299,7 +285,7 @@ async def _limit(
 ) -> LimitState:
     async with connection.transaction():
         await connection.execute(_SET_LIMIT, rate, paused, first_rate)
-        await _audit(connection, actor, action, {} if rate is None else {"rows_per_second": rate})
+        await actions.write_down(connection, actor, action, {} if rate is None else {"rows_per_second": rate})
         state = await limit_state(connection)
         assert state is not None
         return state
@@ -315,7 +301,3 @@ async def _locked(connection: Connection, job_id: int) -> Mapping[str, Any]:
     if row is None:
         raise Refused(f"there is no job {job_id}")
     return row
-
-
-async def _audit(connection: Connection, actor: str, action: str, arguments: Mapping[str, Any]) -> None:
-    await connection.execute(_AUDIT, actor, action, json.dumps(arguments))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from sinks import actions
 from sinks.database import Connection
 
 _ACTION = "resubmit"
@@ -32,12 +33,7 @@ async def resubmit(connection: Connection, actor: str, record: Resubmission) -> 
             record.value,
             json.dumps({"resubmitted_from": origin["dead_letter"]}),
         )
-        await connection.execute(
-            "insert into operator_actions (actor, action, arguments) values ($1, $2, $3::jsonb)",
-            actor,
-            _ACTION,
-            json.dumps(origin),
-        )
+        await actions.write_down(connection, actor, _ACTION, origin)
 
 
 async def resubmitted(connection: Connection) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from sinks import audit_progress
+from sinks import actions, audit_progress
 from streams import metrics
 from streams.auditor import audit_continuously
 from streams.settings import load_named
@@ -141,7 +141,7 @@ async def test_what_was_damaged_is_reported_exactly_and_repaired(engine: Engine,
         assert [str(difference) for difference in result.differences] == [
             line.format(epoch=epoch) for line in expected
         ], damage
-        await repair.carry_out(database, "FIFO", planner.plan())
+        await repair.carry_out(database, "Ada", "FIFO", planner.plan())
         await engine.drain()
         after = await audit_books(database, "FIFO")
         assert ([str(difference) for difference in after.differences], after.waiting) == ([], []), damage
@@ -156,7 +156,13 @@ async def test_a_repair_goes_through_the_normal_path(engine: Engine, database: s
     await audit_books(database, "FIFO", on_difference=planner.add)
     plan = planner.plan()
     assert (plan.securities, plan.keys) == ({"B": date(2025, 1, 2)}, {("P1", "A")})
-    await repair.carry_out(database, "FIFO", plan)
+    await repair.carry_out(database, "Ada", "FIFO", plan)
+    async with engine.pool.acquire() as connection:
+        written_down = [(done["actor"], done["action"], done["arguments"]) for done in await actions.latest(connection)]
+    assert written_down == [
+        ("Ada", "repair", {"securities": [{"security_id": "B", "from_date": "2025-01-02"}]}),
+        ("Ada", "repair", {"keys": [{"security_id": "A", "portfolio_id": "P1"}]}),
+    ]
     engine.published.clear()
     await engine.drain()
     triggers = [event for topic, event in engine.published if topic == "reprocessing-triggers"]

@@ -49,14 +49,14 @@ def _needs_rebuild(difference: Difference) -> bool:
     return True
 
 
-async def carry_out(dsn: str, method: Method, wanted: Plan) -> None:
-    """Queue it all, in short transactions; may be repeated."""
+async def carry_out(dsn: str, actor: str, method: Method, wanted: Plan) -> None:
+    """Queue it all, in short transactions, each with its row of operator_actions; may be repeated."""
     keys = sorted((security, portfolio) for portfolio, security in wanted.keys)
     securities = sorted(wanted.securities.items())
     async with open_connection(dsn) as connection:
         for first in range(0, len(keys), _KEYS_AT_ONCE):
             async with connection.transaction():
-                await repairs.rebuild(connection, keys[first : first + _KEYS_AT_ONCE], method)
+                await repairs.rebuild(connection, actor, keys[first : first + _KEYS_AT_ONCE], method)
         for first in range(0, len(securities), _KEYS_AT_ONCE):
             async with connection.transaction():
-                await repairs.revalue(connection, securities[first : first + _KEYS_AT_ONCE])
+                await repairs.revalue(connection, actor, securities[first : first + _KEYS_AT_ONCE])

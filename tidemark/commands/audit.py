@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from streams.settings import Settings, load
 from tidemark.audit import AuditResult, Scope, audit_books, repair
 from tidemark.audit.export import SUFFIXES, exporting
+from tidemark.commands.actor import actor_option
 from tidemark.oracle import Difference
 
 _SHOWN = 1_000
@@ -52,6 +53,7 @@ class _Sample(click.ParamType):
     help="Write every difference to FILE: .csv or .jsonl.",
 )
 @click.option("--repair", "repairing", is_flag=True, help="Queue what differs to be put right through the normal path.")
+@actor_option
 @click.option(
     "--processes",
     type=click.IntRange(1, 64),
@@ -68,6 +70,7 @@ def audit(
     as_json: bool,
     export: Path | None,
     repairing: bool,
+    actor: str,
     processes: int,
 ) -> None:
     """Recompute the books independently of the engine and list every difference.
@@ -95,7 +98,7 @@ def audit(
         raise click.ClickException("the books and the transactions have no such position")
     plan = planner.plan()
     if repairing and not result.agrees:
-        asyncio.run(repair.carry_out(settings.dsn, settings.cost_basis_method, plan))
+        asyncio.run(repair.carry_out(settings.dsn, actor, settings.cost_basis_method, plan))
     click.echo(json.dumps(_as_dict(result), default=str) if as_json else "\n".join(_lines(result)))
     if repairing:
         counts = f"{len(plan.keys):,} positions and {len(plan.securities):,} securities"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from sinks import operations, progress
 from sinks.database import Connection, open_connection
 from sinks.operations import LimitState
 from streams.settings import load
+from tidemark.commands.actor import actor_option
 
 T = TypeVar("T")
 
@@ -36,17 +36,7 @@ class _Day(click.ParamType):
             self.fail(f"{value!r} is not an ISO date (YYYY-MM-DD)", param, ctx)
 
 
-def _me() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return "unknown"
-
-
 _json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
-_actor_option = click.option(
-    "--actor", default=_me, show_default="your user name", help="Who does it, for operator_actions."
-)
 
 
 @click.group()
@@ -96,7 +86,7 @@ def show(job_id: int, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id", type=int)
-@_actor_option
+@actor_option
 @_json_option
 def cancel(job_id: int, actor: str, as_json: bool) -> None:
     """Stop a job before its next chunk.
@@ -108,7 +98,7 @@ def cancel(job_id: int, actor: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id", type=int)
-@_actor_option
+@actor_option
 @_json_option
 def requeue(job_id: int, actor: str, as_json: bool) -> None:
     """Correct anew what a FAILED or CANCELLED job has left."""
@@ -118,7 +108,7 @@ def requeue(job_id: int, actor: str, as_json: bool) -> None:
 @jobs.command(context_settings={"ignore_unknown_options": True})
 @click.argument("job_id", type=int)
 @click.argument("priority", type=click.IntRange(-1_000, 1_000))
-@_actor_option
+@actor_option
 @_json_option
 def prioritise(job_id: int, priority: int, actor: str, as_json: bool) -> None:
     """Let a job go before those of lower PRIORITY (0 at first), in the reset and in the valuation."""
@@ -126,7 +116,7 @@ def prioritise(job_id: int, priority: int, actor: str, as_json: bool) -> None:
 
 
 @click.command()
-@_actor_option
+@actor_option
 @_json_option
 def pause(actor: str, as_json: bool) -> None:
     """Pause all resets; live traffic and valuations go on."""
@@ -134,7 +124,7 @@ def pause(actor: str, as_json: bool) -> None:
 
 
 @click.command()
-@_actor_option
+@actor_option
 @_json_option
 def resume(actor: str, as_json: bool) -> None:
     """Let resets go on."""
@@ -143,7 +133,7 @@ def resume(actor: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("rows_per_second", type=float)
-@_actor_option
+@actor_option
 @_json_option
 def throttle(rows_per_second: float, actor: str, as_json: bool) -> None:
     """Set the rate of resets, keys per second over all workers."""
@@ -169,7 +159,7 @@ def impact(security: str, from_date: date, as_json: bool) -> None:
 @click.option("--portfolio", help="All its keys.")
 @click.option("--key", nargs=2, metavar="PORTFOLIO SECURITY", help="One key.")
 @click.argument("from_date", type=_Day())
-@_actor_option
+@actor_option
 @_json_option
 def reprocess(
     security: str | None,
