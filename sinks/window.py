@@ -107,11 +107,6 @@ class Window:
         """Whether nothing more should be read ahead."""
         return len(self) >= self._capacity
 
-    @property
-    def lanes(self) -> list[Lane]:
-        """The lanes with open jobs or without."""
-        return list(self._lanes)
-
     def read_to(self, lane: Lane) -> int | None:
         """Where the lane's next batch must start; None for a lane not seen yet."""
         return self._lanes[lane].read_to if lane in self._lanes else None
@@ -167,10 +162,6 @@ class Window:
             return Plan(lane, (job,), keys)
         jobs = self._group(held, keys, now)
         return Plan(lane, jobs, sum(job.keys_left for job in jobs))
-
-    def next_attempt(self) -> float | None:
-        """When the first of the waiting jobs may be tried again."""
-        return min((held.later[0][0] for held in self._lanes.values() if held.later), default=None)
 
     def update(self, lane: Lane, job: Work) -> None:
         """The job after a chunk, or with another priority."""

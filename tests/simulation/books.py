@@ -42,6 +42,8 @@ class Guards:
     calendar_lock_when_booking: bool = True
     fence: bool = True
     rejoin: bool = True
+    publish_in_order: bool = True
+    publish_before_delete: bool = True
 
 
 class State(NamedTuple):

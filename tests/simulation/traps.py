@@ -12,6 +12,7 @@ import pytest
 from sinks import booking, revisions
 from sinks.model import Transaction
 from sinks.revisions import Folded
+from sinks.window import Window
 from tables import triggers
 from tests.simulation.books import Guards
 from tests.simulation.scheduler import Choices
@@ -75,6 +76,11 @@ def _take_equal_revisions(patch: pytest.MonkeyPatch) -> None:
 
 def _append_in_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(booking, "needs_rebuild", lambda stored, touch: touch.corrected is not None)
+
+
+def _pass_what_is_read(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Window, "offset", lambda self, lane: self._lanes[lane].read_to)
+    patch.setattr(Window, "offset_without", lambda self, lane, job_ids: self._lanes[lane].read_to)
 
 
 TRAPS = [
@@ -169,5 +175,23 @@ TRAPS = [
         "a fenced worker that stays the owner stops, is started again and claims anew (streams/app.py, fenced)",
         {"rejoin": False},
         seed=66,
+    ),
+    Trap(
+        "an offset that passes a job which is not done",
+        "the offset moves over the finished prefix of the window only (sinks/window.py, offset)",
+        {},
+        _pass_what_is_read,
+        (("victims", ("resets",)),),
+    ),
+    Trap(
+        "an event that overtakes an earlier one of its key",
+        "the relay publishes a key's events by id, each batch after the one before is acknowledged (streams/relay.py)",
+        {"publish_in_order": False},
+    ),
+    Trap(
+        "an event that is gone from the outbox before the broker has it",
+        "the relay removes what is acknowledged, and nothing else (streams/relay.py, sinks/outbox.py)",
+        {"publish_before_delete": False},
+        world=(("victims", ("relay",)),),
     ),
 ]

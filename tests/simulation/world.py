@@ -17,7 +17,8 @@ import asyncpg
 from sinks.model import Job, Price, Transaction
 from sinks.offsets import Batch, Fenced
 from tables import triggers
-from tests.simulation.books import TERMINAL, Books, Event, Guards, JobRow, Processed, Status
+from tests.simulation.books import Books, Event, Guards, Processed, Status
+from tests.simulation.herd import resets
 from tests.simulation.kafka import Broker, Record
 from tests.simulation.ledger import Connection, ledger
 from tests.simulation.postgres import Database
@@ -103,7 +104,7 @@ class World:
             ("transactions", 1, self._book),
         ):
             self._join(f"{topic}-{partition}", lambda m, t=topic, p=partition, e=effect: self._sink(m, t, p, e))
-        self._join("resets", self._resets)
+        self._join("resets", lambda member: resets(self, member))
         self._join("triggers", self._triggers)
         self._join("relay", self._relay)
         self._join("valuation-1", self._valuation)
@@ -224,13 +225,13 @@ class World:
         self.faults.doubts -= 1
         return self.choices.pick(("lost", "done"))
 
-    async def _more(self, member: Member, generation: int, ready: Callable[[], bool]) -> bool:
+    async def more(self, member: Member, generation: int, ready: Callable[[], bool]) -> bool:
         """Wait for records; False for a worker that is told that the partition is another's."""
         await until(lambda: ready() or member.generation != generation)
         await pause()
         return member.generation == generation
 
-    def _rejoin(self, member: Member, generation: int) -> None:
+    def rejoin(self, member: Member, generation: int) -> None:
         """Fenced by a claim that came late, from a worker that is no longer the owner: claim again."""
         if self.guards.rejoin and member.generation == generation:
             member.process = self.scheduler.spawn("rejoined", member.start(member))
@@ -241,16 +242,16 @@ class World:
         generation = member.generation
         offsets = ledger(self.database, "intake", fenced=self.guards.fence)
         log = self.broker.logs[topic, partition]
-        claim = await offsets.claim((topic, partition), 0)
+        claim = (await offsets.claim({(topic, partition): 0}))[topic, partition]
         offsets.check((topic, partition), claim.next_offset, 0, log.end)
         position = claim.next_offset
-        while await self._more(member, generation, lambda at=position: log.end > at):
+        while await self.more(member, generation, lambda at=position: log.end > at):
             records = log.read(position, 1 + self.choices.draw(3))
             batch = Batch(topic, partition, claim.epoch, position, records)
             try:
                 await offsets.apply(batch, effect, self._refuse)
             except Fenced:
-                return self._rejoin(member, generation)
+                return self.rejoin(member, generation)
             position = batch.next_offset
 
     async def _refuse(self, connection: Any, record: Any, detail: str) -> None:
@@ -270,52 +271,6 @@ class World:
             raise asyncpg.DeadlockDetectedError("deadlock detected")
         await self.books.book(connection.tx, [(record.offset, record.value) for record in records])
 
-    # -- the watermark sink ----------------------------------------------------------------------------------------
-
-    async def _resets(self, member: Member) -> None:
-        topic, generation = "reprocessing-jobs", member.generation
-        offsets = ledger(self.database, "resets", fenced=self.guards.fence)
-        log = self.broker.logs[topic, 0]
-        claim = await offsets.claim((topic, 0), 0)
-        offsets.check((topic, 0), claim.next_offset, 0, log.end)
-        position = claim.next_offset
-        while await self._more(member, generation, lambda at=position: log.end > at):
-            records = log.read(position, 1 + self.choices.draw(2))
-            if not records:  # compacted away up to the end
-                position = log.end
-                continue
-            batch = Batch(topic, 0, claim.epoch, position, records)
-            try:
-                await self._window(offsets, batch)
-            except Fenced:
-                return self._rejoin(member, generation)
-            position = batch.next_offset
-
-    async def _window(self, offsets: Any, batch: Batch) -> None:
-        """The jobs of a batch, in turn, chunk by chunk; the offset follows over the finished prefix."""
-        unfinished: dict[int, int] = {}
-        jobs: dict[int, Job] = {}
-        for record in offsets.fresh(batch):
-            if record.value is not None:
-                jobs[record.value.job_id] = record.value
-                unfinished[record.value.job_id] = record.offset
-        turns: list[tuple[int, JobRow]] = []
-
-        async def step(effect: Any) -> Any:
-            return await offsets.step(batch, min(unfinished.values(), default=batch.next_offset), effect)
-
-        if jobs:
-            turns = await step(lambda c: self.books.open_jobs(c.tx, list(jobs.values())))
-        while turns:
-            job_id, job = turns.pop(0)
-            if job.status in TERMINAL:
-                del unfinished[job_id]
-                continue
-            scan = 1 + self.choices.draw(2)
-            after = await step(lambda c, i=job_id, j=job, s=scan: self.books.reset_chunk(c.tx, i, j, s))
-            turns.append((job_id, after or self.database.tables["jobs"][job_id]))
-        await step(_nothing)
-
     # -- triggers, relay, valuation --------------------------------------------------------------------------------
 
     async def _triggers(self, member: Member) -> None:
@@ -329,7 +284,7 @@ class World:
         def waiting() -> list[str]:
             return [topic for topic in topics if broker.logs[topic, 0].end > places[topic]]
 
-        while await self._more(member, generation, lambda: bool(waiting())):
+        while await self.more(member, generation, lambda: bool(waiting())):
             topic = self.choices.pick(waiting())
             (record,) = broker.logs[topic, 0].read(places[topic], 1)
             before = table.get(record.key)
@@ -362,14 +317,21 @@ class World:
             if self.relay_session is not me:
                 return
             events = sorted(outbox.items())[: 1 + self.choices.draw(4)]
+            if not self.guards.publish_in_order:
+                events.reverse()
+            if not self.guards.publish_before_delete:
+                self._remove(events)
             for number, event in events:
                 await pause()
                 self._publish(number, event)
             await pause()
             if self.relay_session is not me:
                 return
-            for number, _ in events:
-                outbox.pop(number, None)
+            self._remove(events)
+
+    def _remove(self, events: Sequence[tuple[int, Event]]) -> None:
+        for number, _ in events:
+            self.database.tables["outbox"].pop(number, None)
 
     def _publish(self, number: int, event: Event) -> None:
         if isinstance(event.value, Processed):
@@ -391,10 +353,6 @@ class World:
                     seen = -1
             except (asyncpg.ConnectionDoesNotExistError, asyncpg.DeadlockDetectedError):
                 seen = -1
-
-
-async def _nothing(connection: Any) -> None:
-    """The offset alone."""
 
 
 def _fields(job: triggers.Job) -> tuple[Any, ...]:

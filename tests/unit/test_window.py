@@ -101,8 +101,8 @@ def test_a_failed_job_waits_alone() -> None:
     assert [job.job_id for job in plan.jobs] == [2]
     carry_out(window, plan)
     assert window.plan(1_000, 10) is None
-    assert window.next_attempt() == 30.0
-    plan = window.plan(1_000, 31)
+    assert window.plan(1_000, 29.9) is None
+    plan = window.plan(1_000, 30)
     assert plan is not None
     assert [job.job_id for job in plan.jobs] == [1]
     assert not plan.is_group
@@ -116,7 +116,110 @@ def test_a_new_claim_replaces_the_lane_and_a_repeated_job_is_one() -> None:
     assert (window.offset(LANE), window.read_to(LANE)) == (7, 8)
     again = Lane("jobs", 0, 2)
     window.take(again, [work(1, 5)], 2)
-    assert window.lanes == [again]
+    assert window.read_to(LANE) is None
+    assert (window.read_to(again), len(window)) == (2, 1)
+
+
+def test_a_new_claim_leaves_other_partitions_and_topics_alone() -> None:
+    window = Window(1_000)
+    neighbours = [Lane("jobs", 1, 1), Lane("other", 0, 1)]
+    for lane in (*neighbours, LANE, Lane("jobs", 0, 2)):
+        window.take(lane, [work(1, 5)], 2)
+    assert [window.read_to(lane) for lane in (*neighbours, LANE, Lane("jobs", 0, 2))] == [2, 2, None, 2]
+    assert len(window) == 3
+    window.drop(neighbours[0])
+    assert (window.read_to(neighbours[0]), len(window)) == (None, 2)
+    window.drop(neighbours[0])  # again is nothing
+    window.update(neighbours[0], work(1, 4))
+    window.finish(neighbours[0], 1)
+    assert len(window) == 2
+
+
+def test_the_window_is_full_when_it_holds_its_capacity() -> None:
+    window = Window(2)
+    window.take(LANE, [work(1, 5)], 2)
+    assert not window.full
+    window.take(Lane("jobs", 1, 1), [work(2, 5)], 3)
+    assert window.full
+
+
+def test_a_job_that_is_read_again_keeps_what_is_known_of_it() -> None:
+    window = Window(1_000)
+    window.take(LANE, [work(1, 90)], 2)
+    window.update(LANE, work(1, 40, begun=True, priority=2))
+    window.take(LANE, [work(1, 90, offset=5)], 6)
+    assert window.plan(1_000, 0) == Plan(LANE, (work(1, 40, offset=5, begun=True, priority=2),), 1_000)
+
+
+def test_a_job_that_has_ended_is_not_known_any_more() -> None:
+    window = Window(1_000)
+    window.take(LANE, [work(1, 90)], 2)
+    window.finish(LANE, 1)
+    window.update(LANE, work(1, 40))
+    assert (len(window), window.plan(1_000, 0), window.offset(LANE)) == (0, None, 2)
+
+
+def test_a_chunk_is_filled_to_the_last_key_and_no_further() -> None:
+    window = Window(1_000)
+    window.take(LANE, [work(1, 60), work(2, 50), work(3, 40), work(4, 0), work(5, 1)], 6)
+    plan = window.plan(100, 0)
+    assert plan is not None
+    assert plan.is_group
+    assert ({job.job_id for job in plan.jobs}, plan.keys) == ({4, 5, 3, 2}, 91)
+    window.prioritise({1: 1, 3: 1})
+    plan = window.plan(100, 0)
+    assert plan is not None
+    assert ([job.job_id for job in plan.jobs], plan.keys) == ([3, 1, 4], 100)
+    assert window.plan(39, 0) == Plan(LANE, (work(3, 40, priority=1),), 39)
+    assert not window.plan(39, 0).is_group  # type: ignore[union-attr]
+    plan = window.plan(40, 0)
+    assert plan is not None
+    assert ([job.job_id for job in plan.jobs], plan.is_group) == ([3, 4], True)
+
+
+def test_a_chunk_has_no_more_jobs_than_allowed() -> None:
+    window = Window(10_000)
+    window.take(LANE, [work(n, 1) for n in range(SMALL_JOBS + 1)], SMALL_JOBS + 1)
+    plan = window.plan(5_000, 0)
+    assert plan is not None
+    assert [job.job_id for job in plan.jobs] == list(range(SMALL_JOBS))
+
+
+@pytest.mark.parametrize(("misfits", "found"), [(49, [0, 100]), (50, [0])])
+def test_a_chunk_looks_past_so_many_that_do_not_fit(misfits: int, found: list[int]) -> None:
+    window = Window(1_000)
+    first, last = work(0, 0), work(100, 0, at=10.0)
+    window.take(LANE, [first, *(work(n, 500, at=5.0) for n in range(1, misfits + 1)), last], 101)
+    plan = window.plan(499, 20)
+    assert plan is not None
+    assert [job.job_id for job in plan.jobs] == found
+    for job in plan.jobs:
+        window.finish(LANE, job.job_id)
+    assert len(window) == misfits + (len(found) == 1)
+    assert window.plan(499, 20) is not None  # those that were looked at are still there
+
+
+def test_what_has_begun_or_failed_goes_alone_in_its_turn() -> None:
+    window = Window(1_000)
+    window.take(LANE, [work(1, 5, begun=True), work(2, 5), work(3, 5, alone=True)], 4)
+    assert window.plan(100, 0) == Plan(LANE, (work(1, 5, begun=True),), 100)
+    window.finish(LANE, 1)
+    plan = window.plan(100, 0)
+    assert plan is not None
+    assert [job.job_id for job in plan.jobs] == [2]
+
+
+def test_the_offset_without_some_jobs_changes_nothing() -> None:
+    window = Window(1_000)
+    window.take(LANE, [work(n, 5) for n in range(1, 5)], 9)
+    window.take(LANE, [work(2, 5, offset=9)], 12)  # its first record is stale now
+    assert window.offset_without(LANE, [1]) == 3
+    assert window.offset_without(LANE, [3]) == 1
+    assert window.offset_without(LANE, [1, 3, 4]) == 9
+    assert window.offset_without(LANE, [1, 2, 3, 4]) == 12
+    assert window.offset_without(LANE, []) == window.offset(LANE) == 1
+    window.finish(LANE, 1)
+    assert window.offset(LANE) == 3
 
 
 _JOBS = st.lists(st.tuples(st.integers(0, 3_000), st.integers(-2, 2), st.integers(0, 20)), min_size=1, max_size=40)
