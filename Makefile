@@ -53,9 +53,9 @@ layers: setup
 	$(BIN)/lint-imports
 
 lock:  ## refresh the lock file (needs uv)
-	uv pip compile pyproject.toml --extra local --extra dev --python-version 3.11 --universal \
+	uv pip compile pyproject.toml --extra local --extra otel --extra dev --python-version 3.11 --universal \
 		--generate-hashes --no-header --no-emit-index-url --output-file requirements.lock
-	uv pip compile pyproject.toml --constraint requirements.lock --python-version 3.11 --universal \
+	uv pip compile pyproject.toml --extra otel --constraint requirements.lock --python-version 3.11 --universal \
 		--generate-hashes --no-header --no-emit-index-url --output-file deploy/requirements.lock
 
 clean:

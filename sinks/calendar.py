@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 
 from sinks import corrections
@@ -26,10 +26,10 @@ where exists (select from position_state p where p.security_id = s.security_id)
 
 @dataclass(frozen=True, slots=True)
 class CalendarOutcome:
-    """Dates newly closed, and the corrections issued because some of them lie before L."""
+    """Dates newly closed, and the corrections issued because some of them lie before L, by security."""
 
     closed: int
-    corrections: int
+    corrections: Mapping[str, int] = field(default_factory=dict)
 
 
 async def lock_shared(connection: Connection) -> None:
@@ -50,7 +50,7 @@ async def apply(connection: Connection, dates: Sequence[date]) -> CalendarOutcom
     closed = [row["business_date"] for row in await connection.fetch(_CLOSE, list(dates))]
     repaired = [day for day in closed if before is not None and day < before]
     if not repaired:
-        return CalendarOutcome(len(closed), 0)
+        return CalendarOutcome(len(closed))
     rows = await connection.fetch(_SECURITIES_WITH_KEYS)
     issued = await corrections.issue(connection, [(row["security_id"], min(repaired)) for row in rows], "calendar")
-    return CalendarOutcome(len(closed), len(issued))
+    return CalendarOutcome(len(closed), issued)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 
 from sinks.database import Connection
 
@@ -33,8 +33,9 @@ with late as (
     insert into corrections (seq, security_id, earliest_date, reason)
     select seq, security_id, earliest_date, $3 from late
 ), triggers as (
-    insert into outbox_events (topic, message_key, value)
-    select 'reprocessing-triggers', convert_to(security_id, 'UTF8'), convert_to(jsonb_build_object(
+    insert into outbox_events (topic, message_key, headers, value)
+    select 'reprocessing-triggers', convert_to(security_id, 'UTF8'),
+           jsonb_build_object('security_id', security_id, 'seq', seq::text), convert_to(jsonb_build_object(
         'security_id', security_id, 'earliest_impacted_date', earliest_date, 'seq', seq, 'reason', $3::text)::text,
         'UTF8')
     from late order by seq
@@ -83,16 +84,18 @@ with open_keys as (
     from open_keys k
     where c.security_id = k.security_id and c.right_at is null and c.reset_at is not null
       and (k.seq is null or k.seq > c.seq)
-    returning c.security_id, c.seq, coalesce(c.job_id, c.seq) as job_id, c.right_at - c.issued_at as took
+    returning c.seq, c.security_id, c.earliest_date, c.reason, coalesce(c.job_id, c.seq) as job_id, c.issued_at,
+              c.reset_at, c.right_at
 ), announced as (
-    insert into outbox_events (topic, message_key, value)
-    select 'reprocessing-status', convert_to(e.security_id, 'UTF8'), convert_to(jsonb_build_object(
+    insert into outbox_events (topic, message_key, headers, value)
+    select 'reprocessing-status', convert_to(e.security_id, 'UTF8'),
+           jsonb_build_object('security_id', e.security_id, 'job_id', e.job_id::text), convert_to(jsonb_build_object(
         'job_id', e.job_id, 'security_id', e.security_id, 'status', 'BOOKS_RIGHT', 'keys_total', j.keys_total,
         'keys_done', j.keys_done, 'at', clock_timestamp())::text, 'UTF8')
     from (select distinct security_id, job_id from settled) as e left join reprocessing_jobs j using (job_id)
     order by e.job_id
 )
-select extract(epoch from took)::float8 as seconds from settled order by seq
+select * from settled order by seq
 """
 
 _UNSETTLED = """
@@ -125,14 +128,34 @@ with open as (
     from open
     where c.security_id = open.security_id and c.right_at is null and c.reset_at is null and not c.held
 ), triggers as (
-    insert into outbox_events (topic, message_key, value)
-    select 'reprocessing-triggers', convert_to(security_id, 'UTF8'), convert_to(jsonb_build_object(
+    insert into outbox_events (topic, message_key, headers, value)
+    select 'reprocessing-triggers', convert_to(security_id, 'UTF8'),
+           jsonb_build_object('security_id', security_id, 'seq', seq::text), convert_to(jsonb_build_object(
         'security_id', security_id, 'earliest_impacted_date', earliest_date, 'seq', seq, 'reason', reason)::text,
         'UTF8')
     from open order by seq
 )
-select count(*) from open
+select security_id, seq from open order by seq
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A correction that every key is valued past again. job_id: of the job that reset them; without one, the seq."""
+
+    seq: int
+    security_id: str
+    earliest_date: date
+    reason: str
+    job_id: int
+    issued_at: datetime
+    reset_at: datetime
+    right_at: datetime
+
+    @property
+    def seconds(self) -> float:
+        """From the late input's arrival until the books were right."""
+        return (self.right_at - self.issued_at).total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +206,13 @@ async def issue(
     return {row["security_id"]: row["seq"] for row in rows}
 
 
-async def settle(connection: Connection, security_ids: Sequence[str]) -> list[float]:
-    """Mark right what is reset and valued again, and announce it (BOOKS_RIGHT); returns each one's seconds.
+async def settle(connection: Connection, security_ids: Sequence[str]) -> list[Right]:
+    """Mark right what is reset and valued again, and announce it (BOOKS_RIGHT).
 
     In a transaction of its own, after the valuation or reset that may have been the last one has committed; the
     caller holds the securities' rows.
     """
-    return [row["seconds"] for row in await connection.fetch(_SETTLE, list(security_ids))]
+    return [Right(**row) for row in await connection.fetch(_SETTLE, list(security_ids))]
 
 
 async def unsettled(connection: Connection, limit: int) -> list[str]:
@@ -197,15 +220,15 @@ async def unsettled(connection: Connection, limit: int) -> list[str]:
     return [row["security_id"] for row in await connection.fetch(_UNSETTLED, limit)]
 
 
-async def reissue(connection: Connection, after_seconds: float) -> int:
-    """Trigger what has settled, and again what has not been reset for too long (repair); returns how many securities.
+async def reissue(connection: Connection, after_seconds: float) -> dict[str, int]:
+    """Trigger what has settled, and again what has not been reset for too long (repair); returns seq by security.
 
     Safe whatever became of the first trigger: triggers and jobs are idempotent by seq. after_seconds doubles with
     each attempt, up to 64 times.
     """
     overdue = [row["security_id"] for row in await connection.fetch(_OVERDUE)]
     if not overdue:
-        return 0
+        return {}
     await lock_securities(connection, overdue)
-    count: int = await connection.fetchval(_REISSUE, overdue, after_seconds)
-    return count
+    rows = await connection.fetch(_REISSUE, overdue, after_seconds)
+    return {row["security_id"]: row["seq"] for row in rows}

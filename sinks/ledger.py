@@ -41,6 +41,35 @@ order by abs(coalesce(v.market_value, v.cost_basis)) desc nulls last
 limit $2
 """
 
+_CORRECTED_PRICES = """
+select price_date, price_before, price_after from corrected_prices where seq = $1 order by price_date limit $2
+"""
+
+# On the first business date that the first corrected price counts for, unless a later price counts for it. Before,
+# where the date had no price: the last price before it, as it is known now.
+_CHANGED_VALUES = """
+with first as materialized (
+    select c.security_id, p.price_date, p.price_after,
+           (select min(d.business_date) from business_dates d where d.business_date >= p.price_date) as valuation_date,
+           coalesce(p.price_before, (
+               select m.price from market_prices m where m.security_id = c.security_id and m.price_date < p.price_date
+               order by m.price_date desc limit 1)) as price_before
+    from corrected_prices p join corrections c using (seq)
+    where p.seq = $1
+    order by p.price_date limit 1
+)
+select v.portfolio_id, v.valuation_date, v.quantity,
+       round_half_even(v.quantity * f.price_before, 10) as market_value_before,
+       round_half_even(v.quantity * f.price_after, 10) as market_value_after
+from first f
+join daily_position_snapshots v using (security_id, valuation_date)
+where v.quantity <> 0 and not exists (
+    select from market_prices m
+    where m.security_id = f.security_id and m.price_date > f.price_date and m.price_date <= f.valuation_date)
+order by abs(v.quantity) desc, v.portfolio_id
+limit $2
+"""
+
 _MILESTONES = """
 select c.triggered_at, j.created_at as job_created_at
 from corrections c left join reprocessing_jobs j using (job_id) where c.seq = $1
@@ -124,6 +153,19 @@ async def security(connection: Connection, security_id: str) -> dict[str, Any] |
 async def largest_holders(connection: Connection, security_id: str, limit: int = 10) -> list[dict[str, Any]]:
     """The portfolios with the most at stake at L."""
     return [dict(row) for row in await connection.fetch(_LARGEST, security_id, limit)]
+
+
+async def corrected_prices(connection: Connection, seq: int, limit: int = 100) -> list[dict[str, Any]]:
+    """What a late price replaced: price_date, price_before (None: there was none), price_after, in order."""
+    return [dict(row) for row in await connection.fetch(_CORRECTED_PRICES, seq, limit)]
+
+
+async def changed_values(connection: Connection, seq: int, limit: int = 10) -> list[dict[str, Any]]:
+    """What a late price changed for the largest holders on the first business date that it counts for.
+
+    market_value_before and market_value_after are those of this correction, at the quantity held as known now.
+    """
+    return [dict(row) for row in await connection.fetch(_CHANGED_VALUES, seq, limit)]
 
 
 async def milestones(connection: Connection, seq: int) -> dict[str, datetime | None]:

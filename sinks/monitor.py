@@ -82,10 +82,9 @@ async def read_ledger(connection: Connection) -> dict[str, Any]:
 
 
 async def count_keys(connection: Connection) -> dict[str, Any]:
-    """The other part; cost: the keys of securities with work due."""
-    async with connection.transaction(readonly=True):
-        await connection.execute("set local max_parallel_workers_per_gather = 0")  # cheap rather than quick
-        row = await connection.fetchrow(_KEYS)
+    """The other part; cost: the keys of securities with work due. In a transaction, of which it changes a setting."""
+    await connection.execute("set local max_parallel_workers_per_gather = 0")  # cheap rather than quick
+    row = await connection.fetchrow(_KEYS)
     assert row is not None
     return dict(row)
 

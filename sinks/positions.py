@@ -70,13 +70,17 @@ _TICK = timedelta(microseconds=1)
 
 @dataclass(slots=True)
 class PositionOutcome:
-    """Records ignored and in conflict; transactions appended; keys rebuilt, and transactions replayed for them."""
+    """Records ignored and in conflict; transactions appended; keys rebuilt, and transactions replayed for them.
+
+    corrections: one for each security with keys that were rebuilt.
+    """
 
     ignored: int
     conflicts: dict[int, str] = field(default_factory=dict)
     appended: int = 0
     rebuilt: int = 0
     replayed: int = 0
+    corrections: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,8 @@ async def apply(
     await calendar.lock_shared(connection)
     stored = await transactions.store(connection, numbered)
     outcome = PositionOutcome(stored.ignored, stored.conflicts)
-    for booked in await book(connection, booking.touches(stored.changes), method, replay_rows):
+    bookings, outcome.corrections = await book(connection, booking.touches(stored.changes), method, replay_rows)
+    for booked in bookings:
         if booked.plan.rebuilt_from is None:
             outcome.appended += len(booked.entries)
         else:
@@ -112,17 +117,19 @@ async def apply(
 
 async def book(
     connection: Connection, touches: dict[Key, Touch], method: CostBasisMethod, replay_rows: int = replay.ROWS
-) -> list[Booking]:
-    """Write what the touches make of their keys, which come in lock order: history, epoch, watermark, outbox."""
+) -> tuple[list[Booking], dict[str, int]]:
+    """Write what the touches make of their keys, which come in lock order: history, epoch, watermark, outbox.
+
+    Returns the bookings, and the corrections of the securities with keys that were rebuilt.
+    """
     if not touches:
-        return []
+        return [], {}
     before = await _lock(connection, touches)
     bookings = await _book(connection, await _plan(connection, touches, before.keys), method)
     await history.write(connection, bookings, before.at)
     await replay.publish(connection, bookings, replay_rows)
     await holders.mark_closed(connection, bookings)
-    await _move(connection, [booked.plan for booked in bookings], before.keys)
-    return bookings
+    return bookings, await _move(connection, [booked.plan for booked in bookings], before.keys)
 
 
 async def _lock(connection: Connection, touches: dict[Key, Touch]) -> _Locked:
@@ -178,7 +185,7 @@ async def _book(connection: Connection, plans: Sequence[Plan], method: CostBasis
     ]
 
 
-async def _move(connection: Connection, plans: Sequence[Plan], before: dict[Key, KeyState]) -> None:
+async def _move(connection: Connection, plans: Sequence[Plan], before: dict[Key, KeyState]) -> dict[str, int]:
     """Epochs and watermarks; the securities of keys that became due are told last, as the lock order demands."""
     lowered: dict[str, date] = {}
     rebuilt: dict[str, date] = {}
@@ -190,7 +197,7 @@ async def _move(connection: Connection, plans: Sequence[Plan], before: dict[Key,
         if plan.rebuilt_from:
             rebuilt[security] = min(rebuilt.get(security, plan.rebuilt_from), plan.rebuilt_from)
     if not (lowered or rebuilt):
-        return
+        return {}
     await corrections.lock_securities(connection, [*lowered, *rebuilt])
     seqs = await corrections.record(connection, list(rebuilt.items()), "transaction") if rebuilt else {}
     moved = [p for p in plans if p.rebuilt_from or p.watermark != before[p.key].watermark]
@@ -200,3 +207,4 @@ async def _move(connection: Connection, plans: Sequence[Plan], before: dict[Key,
         await connection.execute(_MOVE_KEYS, *columns(rows), latest)
     if lowered:
         await connection.execute(_LOWER, list(lowered), list(lowered.values()))
+    return seqs

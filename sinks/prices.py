@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sinks import calendar, corrections
 from sinks.corrections import Debounce
@@ -21,17 +21,22 @@ select * from incoming
 on conflict (security_id, price_date) do update
     set price = excluded.price, currency = excluded.currency, revision = excluded.revision
     where excluded.revision >= stored.revision
-returning security_id, price_date, old.price is distinct from new.price as changed
+returning security_id, price_date, old.price as price_before, new.price as price_after
+"""
+
+_REMEMBER = """
+insert into corrected_prices (seq, price_date, price_before, price_after)
+select * from unnest($1::bigint[], $2::date[], $3::numeric[], $4::numeric[])
 """
 
 
 @dataclass(frozen=True, slots=True)
 class PriceOutcome:
-    """Prices stored, records ignored for a lower revision (in the batch or in the table), corrections issued."""
+    """Prices stored, records ignored for a lower revision (in the batch or in the table), corrections by security."""
 
     stored: int
     ignored: int
-    corrections: int
+    corrections: Mapping[str, int] = field(default_factory=dict)
 
 
 def winners(prices: Iterable[Price]) -> list[Price]:
@@ -57,7 +62,16 @@ async def apply(connection: Connection, prices: Sequence[Price], debounce: Debou
         [p.currency for p in best],
         [p.revision for p in best],
     )
-    late = [r for r in stored if r["changed"] and latest is not None and r["price_date"] <= latest]
+    changed = [r for r in stored if r["price_before"] != r["price_after"]]
+    late = [r for r in changed if latest is not None and r["price_date"] <= latest]
     earliest = {r["security_id"]: r["price_date"] for r in sorted(late, key=lambda r: r["price_date"], reverse=True)}
     issued = await corrections.issue(connection, list(earliest.items()), "price", debounce)
-    return PriceOutcome(len(stored), len(prices) - len(stored), len(issued))
+    if late:
+        await connection.execute(
+            _REMEMBER,
+            [issued[r["security_id"]] for r in late],
+            [r["price_date"] for r in late],
+            [r["price_before"] for r in late],
+            [r["price_after"] for r in late],
+        )
+    return PriceOutcome(len(stored), len(prices) - len(stored), issued)

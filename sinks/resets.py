@@ -170,8 +170,9 @@ returning {", ".join(f"j.{name}" for name in _COLUMNS.split(", "))}
 """
 
 _ANNOUNCE = """
-insert into outbox_events (topic, message_key, value)
-select 'reprocessing-status', convert_to(security_id, 'UTF8'), convert_to(jsonb_build_object(
+insert into outbox_events (topic, message_key, headers, value)
+select 'reprocessing-status', convert_to(security_id, 'UTF8'),
+       jsonb_build_object('security_id', security_id, 'job_id', job_id::text), convert_to(jsonb_build_object(
     'job_id', job_id, 'security_id', security_id, 'status', status, 'keys_total', keys_total, 'keys_done', keys_done,
     'failure_reason', failure_reason, 'at', clock_timestamp())::text, 'UTF8')
 from reprocessing_jobs where job_id = any($1::bigint[])

@@ -205,14 +205,14 @@ where d.security_id = any($1::text[]) and d.valued_through < $2 and not exists (
 class Pass:
     """What one pass did: keys valued, snapshots written (inserted, changed or removed), closed keys moved on.
 
-    securities: not due any more; right_after_seconds: of each correction that is right now, the time since it arrived.
+    securities: not due any more; right: the corrections that are right now.
     """
 
     keys: int = 0
     snapshots: int = 0
     closed: int = 0
     securities: int = 0
-    right_after_seconds: Sequence[float] = ()
+    right: Sequence[corrections.Right] = ()
 
 
 class Valuation:
@@ -275,7 +275,7 @@ class Valuation:
         return passed
 
 
-async def _settle(connection: Connection, passed: Sequence[str], latest: date) -> tuple[int, list[float]]:
+async def _settle(connection: Connection, passed: Sequence[str], latest: date) -> tuple[int, list[corrections.Right]]:
     """Securities without a key behind are told so, and corrections that are right now; looked at before locking."""
     done = [row["security_id"] for row in await connection.fetch(_DONE, passed, latest)] if passed else []
     if not done:

@@ -18,7 +18,7 @@ from yarl import URL
 from sinks import outbox
 from sinks.database import Pool, connect_pool, is_transient
 from sinks.offsets import Offsets, Place
-from streams import logs
+from streams import logs, tracing
 from streams.kafka_clients import ssl_context
 from streams.membership import Lease
 from streams.settings import Settings
@@ -73,6 +73,7 @@ class App(BatchApp):
         self._hint = asyncio.Event()
         self.access = Access(settings)
         self.lease = Lease(settings.session_timeout_seconds)
+        self.traces = tracing.start(role, settings)
         self._from_start: list[Callable[[], Awaitable[None]]] = []
         super().__init__(settings.group(role), **_faust_settings(role, settings, self.access))
         self.offsets = Offsets(self.pool, settings.group(role), lambda: self.should_stop)
@@ -208,7 +209,7 @@ def _faust_settings(role: str, settings: Settings, access: Access) -> dict[str, 
         "broker_max_poll_records": 500,
         "broker_session_timeout": session,
         "consumer_group_instance_id": settings.group_instance_id,
-        "broker_heartbeat_interval": session / 5,
+        "broker_heartbeat_interval": session / 10,  # how soon a member hears that the group changes
         "broker_commit_interval": 1.0,
         "producer_acks": -1,
         "producer_request_timeout": 30.0,

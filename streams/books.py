@@ -10,9 +10,10 @@ from datetime import timedelta
 from typing import TypeVar
 
 from sinks import corrections, retention
+from sinks.corrections import Right
 from sinks.database import is_transient
 from sinks.valuation import Pass, Valuation
-from streams import health, metrics, observer, topics
+from streams import health, logs, metrics, observer, topics
 from streams.app import App
 from streams.auditor import audit_continuously
 from streams.relay import Relay
@@ -48,8 +49,8 @@ async def value_dirty_keys() -> None:
         done = await _persist(valuation.pass_once)
         if done is not None and done != Pass():
             metrics.KEYS_VALUED.inc(done.keys)
-            for seconds in done.right_after_seconds:
-                metrics.RIGHT_SECONDS.observe(seconds)
+            for correction in done.right:
+                _tell(correction)
             metrics.SNAPSHOTS_WRITTEN.inc(done.snapshots)
             app.outbox_written()
             continue
@@ -58,19 +59,29 @@ async def value_dirty_keys() -> None:
                 await _work.wait()
 
 
+def _tell(correction: Right) -> None:
+    metrics.RIGHT_SECONDS.observe(correction.seconds)
+    with logs.about(seq=correction.seq, job_id=correction.job_id, security_id=correction.security_id):
+        logger.info("correction %d: the books are right after %.3f s", correction.seq, correction.seconds)
+    app.traces.right(correction)
+
+
 async def reissue_corrections() -> None:
     """Corrections that have settled get their trigger; those without a live job for too long get a repair trigger."""
     pool = await app.pool()
     settling = app.settings.debounce
     every = min(_REPAIR_SECONDS, settling.seconds / 4) if settling else _REPAIR_SECONDS
 
-    async def reissue() -> int:
+    async def reissue() -> dict[str, int]:
         async with pool.acquire() as connection, connection.transaction():
             return await corrections.reissue(connection, app.settings.repair_after_seconds)
 
     while not app.should_stop:
-        if await _persist(reissue):
+        if triggered := await _persist(reissue):
             app.outbox_written()
+            for security_id, seq in triggered.items():
+                with logs.about(seq=seq, security_id=security_id):
+                    logger.info("correction %d: triggered by the ledger", seq)
         await asyncio.sleep(every)
 
 
@@ -117,4 +128,4 @@ app.forever(value_dirty_keys)
 app.forever(reissue_corrections)
 app.forever(retain)
 app.forever(audit)
-app.forever(Relay(app.settings, lambda: app.should_stop).run)
+app.forever(Relay(app.settings, lambda: app.should_stop, traces=app.traces).run)

@@ -28,6 +28,7 @@ from sinks.resets import JobMoved, OpenJob, SmallChunk
 from sinks.window import Lane, Plan, Window, Work
 from streams import logs, metrics
 from streams.settings import Settings
+from streams.tracing import Traces
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ class Host(Protocol):
 
     settings: Settings
     offsets: Offsets
+    traces: Traces
     should_stop: bool
     rebalancing: bool
 
@@ -169,6 +171,7 @@ class Herd:
         return used
 
     async def _work_group(self, plan: Plan) -> int:
+        began = time.time()
         jobs = [self._jobs[plan.lane][job.job_id] for job in plan.jobs]
 
         async def reset(connection: Connection) -> SmallChunk:
@@ -189,12 +192,14 @@ class Herd:
             for job in plan.jobs:
                 self._window.update(plan.lane, replace(job, alone=True))
             return 0
-        for job_id in ids:
-            self._forget(plan.lane, job_id)
+        for done in chunk.jobs:
+            self._tell(done, done.keys_done, began)
+            self._forget(plan.lane, done.job_id)
         return chunk.keys_reset
 
     async def _work_piece(self, lane: Lane, work: Work, rows: int) -> int:
         job = self._jobs[lane][work.job_id]
+        began = time.time()
         scan = rows if work.keys_left > rows else max(rows, self._size.keys)
         keys = 0
         try:
@@ -213,8 +218,8 @@ class Herd:
             await self._failed(lane, work, error)
             return 0
         self._jobs[lane][job.job_id] = after
+        self._tell(after, keys, began)
         if after.ended:
-            logger.info("job %d %s: %d keys reset", after.job_id, after.status, after.keys_done)
             self._forget(lane, job.job_id)
             await self._pass(lane)
         else:
@@ -233,6 +238,14 @@ class Herd:
         await self._step(lane, lambda c: resets.fail(c, job, reason))
         self._forget(lane, job.job_id)
         await self._pass(lane)
+
+    def _tell(self, job: OpenJob, keys: int, began: float) -> None:
+        """What a chunk has done for the job."""
+        about = {"job_id": job.job_id, "security_id": job.security_id}
+        self._app.traces.done("reset", job.job_id, began, keys=keys, **about)
+        if job.ended:
+            with logs.about(**about):
+                logger.info("job %d %s: %d keys reset", job.job_id, job.status, job.keys_done)
 
     def _forget(self, lane: Lane, job_id: int) -> None:
         self._window.finish(lane, job_id)

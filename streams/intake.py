@@ -21,20 +21,20 @@ observer.join(app)
 
 async def close_dates(connection: Connection, dates: Sequence[tuple[int, date]]) -> Applied:
     """Close business dates; closing one again is a no-op."""
-    await calendar.apply(connection, [day for _, day in dates])
-    return Applied()
+    outcome = await calendar.apply(connection, [day for _, day in dates])
+    return Applied(corrections=outcome.corrections)
 
 
 async def store_prices(connection: Connection, numbered: Sequence[tuple[int, Price]]) -> Applied:
     """Store prices; each late one issues a correction."""
     outcome = await prices.apply(connection, [price for _, price in numbered], app.settings.debounce)
-    return Applied(ignored=outcome.ignored)
+    return Applied(ignored=outcome.ignored, corrections=outcome.corrections)
 
 
 async def book_transactions(connection: Connection, numbered: Sequence[tuple[int, Transaction]]) -> Applied:
     """Book transactions into their keys' histories; late ones rebuild the history under a new epoch."""
     outcome = await positions.apply(connection, numbered, app.settings.cost_basis_method, app.settings.replay_rows)
-    return Applied(ignored=outcome.ignored, conflicts=outcome.conflicts, epochs_bumped=outcome.rebuilt)
+    return Applied(outcome.ignored, outcome.conflicts, outcome.rebuilt, outcome.corrections)
 
 
 calendar_sink = Sink(app, "business-dates", records.decode_business_date, close_dates)

@@ -18,7 +18,10 @@ _about: ContextVar[dict[str, Any] | None] = ContextVar("_about", default=None)
 
 @contextmanager
 def about(**what: Any) -> Iterator[None]:
-    """event_id, job_id, security_id, …: in every line of this task until the end of the block. None is left out."""
+    """event_id, seq (of a correction), job_id, security_id, …: in every line of this task until the end of the block.
+
+    None is left out.
+    """
     token = _about.set({**(_about.get() or {}), **{name: value for name, value in what.items() if value is not None}})
     try:
         yield
@@ -37,7 +40,6 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             **(_about.get() or {}),
-            **{name: getattr(record, name) for name in ("event_id", "job_id", "security_id") if hasattr(record, name)},
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)

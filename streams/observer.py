@@ -16,11 +16,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from uuid import UUID, uuid4
 
-from sinks import audit_progress, outbox, roster
+from sinks import audit_progress, backlog, outbox, roster
 from sinks.database import Connection, is_transient, leadership
 from streams import metrics
 from streams.app import App
-from streams.backlog import Backlog
 from streams.lag import LagReader, LagUnknown
 
 logger = logging.getLogger(__name__)
@@ -141,7 +140,6 @@ async def _watch_lag(app: App, connection: Connection) -> None:
 
 async def _watch_backlog(app: App) -> None:
     pool = await app.pool()
-    backlog = Backlog()
     while not app.should_stop:
         async with pool.acquire() as connection:
             gauges = asdict((await backlog.read(connection))[1])

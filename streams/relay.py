@@ -26,9 +26,10 @@ from aiokafka.partitioner import DefaultPartitioner
 from sinks import outbox
 from sinks.database import Connection, is_transient
 from sinks.outbox import OutboxEvent
-from streams import metrics
+from streams import logs, metrics
 from streams.kafka_clients import client_settings
 from streams.settings import Settings
+from streams.tracing import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,9 @@ class Round:
 class Publisher:
     """Sends messages to the broker, lane by lane: a lane is a partition of a topic."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, traces: Traces) -> None:
         self._settings = settings
+        self._traces = traces
         self._partitioner = DefaultPartitioner()
         self._missing: dict[str, float] = {}  # topics that are not there, and when to look again
         self._producer = AIOKafkaProducer(
@@ -130,10 +132,11 @@ class Publisher:
                 event = waiting[0]
                 if event.key in blocked and event.key is not None:
                     waiting.popleft()
-                elif batch.append(timestamp=None, key=event.key, value=event.value, headers=_headers(event)) is None:
+                    continue
+                headers = self._headers(event)
+                if batch.append(timestamp=None, key=event.key, value=event.value, headers=headers) is None:
                     break
-                else:
-                    taken.append(waiting.popleft())
+                taken.append(waiting.popleft())
             if not taken:
                 return
             batch.close()
@@ -150,16 +153,28 @@ class Publisher:
                 done.acked += taken
             alone = max(0, alone - 1)
 
+    def _headers(self, event: OutboxEvent) -> list[tuple[str, bytes]]:
+        headers = [(name, value.encode()) for name, value in event.headers.items()]
+        headers.append(("event_id", str(event.id).encode()))
+        if number := event.headers.get("job_id") or event.headers.get("seq"):
+            headers += self._traces.headers(int(number)).items()
+        return headers
+
 
 class Relay:
     """Leads or stands by until `stopping`; nothing is lost whichever way it ends."""
 
     def __init__(
-        self, settings: Settings, stopping: Callable[[], bool], silent_seconds: float = _SILENT_SECONDS
+        self,
+        settings: Settings,
+        stopping: Callable[[], bool],
+        silent_seconds: float = _SILENT_SECONDS,
+        traces: Traces | None = None,
     ) -> None:
         self._settings = settings
         self._stopping = stopping
         self._silent_seconds = silent_seconds
+        self._traces = traces or Traces()
         self._work = asyncio.Event()
         self._retry_at = 0.0
 
@@ -177,7 +192,7 @@ class Relay:
             await asyncio.sleep(0 if self._stopping() else _RETRY_SECONDS)
 
     async def _lead(self, connection: Connection) -> None:
-        publisher = Publisher(self._settings)
+        publisher = Publisher(self._settings, self._traces)
         try:
             await publisher.start()
             await connection.add_listener(outbox.CHANNEL, self._hear)
@@ -212,7 +227,8 @@ class Relay:
         done = await publisher.publish(window.events)
         await outbox.acknowledge(connection, done.acked)
         for event, reason in done.refused:
-            logger.error("event %d to %s cannot be published (%s); its key is held back", event.id, event.topic, reason)
+            with logs.about(event_id=event.id, **event.headers):
+                logger.error("event %d cannot be published (%s); its key is held back", event.id, reason)
             await outbox.hold(connection, event, reason)
         metrics.OUTBOX_PUBLISHED.inc(len(done.acked))
         return bool(done.acked or done.refused or window.outdated)
@@ -229,9 +245,3 @@ class Relay:
                     for event, reason in done.refused:
                         await outbox.hold(connection, event, reason)
                     break
-
-
-def _headers(event: OutboxEvent) -> list[tuple[str, bytes]]:
-    headers = [(name, value.encode()) for name, value in event.headers.items()]
-    headers.append(("event_id", str(event.id).encode()))
-    return headers

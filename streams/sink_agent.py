@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -11,7 +12,7 @@ from sinks import outbox
 from sinks.database import Connection
 from sinks.model import DeadLetter
 from sinks.offsets import Batch, Fenced, Record, Released, Stopping
-from streams import metrics
+from streams import logs, metrics
 from streams.app import App
 from streams.records import Rejected
 
@@ -22,11 +23,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What one transaction did: records ignored, records refused by offset, and whether the outbox got anything."""
+    """What one transaction did: records ignored, records refused by offset, and whether the outbox got anything.
+
+    corrections: the sequence numbers of those that it issued, by security.
+    """
 
     ignored: int = 0
     conflicts: Mapping[int, str] = field(default_factory=dict)
     epochs_bumped: int = 0
+    corrections: Mapping[str, int] = field(default_factory=dict)
     outbox: bool = True
 
 
@@ -48,6 +53,7 @@ class Sink(Generic[T]):
 
     async def take(self, batch: Batch) -> None:
         """Commit one batch, or drop it when fenced. Nothing else leaves: a bug ends the process."""
+        started = time.time()
         try:
             with metrics.BATCH_SECONDS.labels(self._topic).time():
                 outcomes = await self._app.offsets.apply(batch, self._effect, self._refuse)
@@ -65,7 +71,7 @@ class Sink(Generic[T]):
             logger.exception("%s[%d] from offset %d", batch.topic, batch.partition, batch.start)
             self._app.fail(f"{type(error).__name__}: {error}")
             return
-        self._report(batch, outcomes)
+        self._report(batch, outcomes, started)
 
     async def _effect(self, connection: Connection, records: Sequence[Record]) -> tuple[Applied, list[DeadLetter]]:
         good: list[tuple[int, T]] = []
@@ -93,12 +99,16 @@ class Sink(Generic[T]):
     def _letter(self, record: Any, reason: Any, detail: str) -> DeadLetter:
         return DeadLetter(record.topic, record.partition, record.offset, record.key, record.value, reason, detail)
 
-    def _report(self, batch: Batch, outcomes: Sequence[tuple[Applied, list[DeadLetter]]]) -> None:
+    def _report(self, batch: Batch, outcomes: Sequence[tuple[Applied, list[DeadLetter]]], started: float) -> None:
         metrics.BATCHES.labels(self._topic).inc()
         metrics.RECORDS.labels(self._topic).inc(len(batch))
         for applied, letters in outcomes:
             metrics.IGNORED.labels(self._topic).inc(applied.ignored)
             metrics.EPOCH_BUMPED.inc(applied.epochs_bumped)
+            for security_id, seq in applied.corrections.items():
+                with logs.about(seq=seq, security_id=security_id):
+                    logger.info("correction %d: late records of %s", seq, self._topic)
+                self._app.traces.done("issue", seq, started, security_id=security_id, topic=self._topic)
             for letter in letters:
                 metrics.DEAD_LETTERS.labels(self._topic, letter.reason).inc()
             if applied.outbox or letters:

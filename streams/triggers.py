@@ -48,7 +48,9 @@ async def decide(stream: Any) -> None:
     events: AsyncIterable[Any] = stream.events()
     async for event in events:
         try:
-            with logs.about(event_id=_event_id(event), security_id=event.key.decode(errors="replace")):
+            about = _about(event)
+            number = about.get("job_id") or about.get("seq")
+            with logs.about(**about), app.traces.span("decide", number, **about, topic=event.message.topic):
                 await _take(event)
         except Exception as error:
             logger.exception("%s[%d] at %d", event.message.topic, event.message.partition, event.message.offset)
@@ -79,10 +81,14 @@ async def _carry_out(key: bytes, before: Entry | None, decision: Decision) -> No
     if decision.publish or decision.release:
         value = msgspec.json.encode(decision.publish) if decision.publish else None
         job_id = decision.publish.job_id if decision.publish else before.in_flight.job_id  # type: ignore[union-attr]
-        headers = {"event_id": str(job_id).encode(), "job_id": str(job_id).encode(), "security_id": key}
+        headers = {
+            "event_id": str(job_id).encode(), "job_id": str(job_id).encode(), "security_id": key,
+            **app.traces.headers(job_id),
+        }  # fmt: skip
         acked = await jobs.send(key=key, value=value, headers=headers)
         await acked
-        logger.info("job %d %s", job_id, "published" if decision.publish else "released", extra={"job_id": job_id})
+        with logs.about(job_id=job_id):
+            logger.info("job %d %s", job_id, "published" if decision.publish else "released")
     if decision.entry is None:
         if before is not None:
             del table[key]
@@ -90,9 +96,14 @@ async def _carry_out(key: bytes, before: Entry | None, decision: Decision) -> No
         table[key] = msgspec.json.encode(decision.entry)
 
 
-def _event_id(event: Any) -> str | None:
-    value = (event.headers or {}).get("event_id")
-    return value.decode(errors="replace") if value else None
+def _about(event: Any) -> dict[str, Any]:
+    """security_id, event_id, and seq of a trigger or job_id of a status, as far as the headers have them."""
+    found: dict[str, Any] = {"security_id": event.key.decode(errors="replace")}
+    for name in ("event_id", "seq", "job_id"):
+        value = (event.headers or {}).get(name, b"")
+        if value.isdigit():
+            found[name] = int(value)
+    return found
 
 
 def _load(key: bytes) -> Entry | None:

@@ -85,7 +85,7 @@ class Engine:
     async def reissue(self) -> int:
         """What the `books` role does now and then: triggers that have settled, and repairs."""
         async with self.pool.acquire() as connection, connection.transaction():
-            return await corrections.reissue(connection, 30)
+            return len(await corrections.reissue(connection, 30))
 
     async def open_jobs(self) -> None:
         """The watermark sink reads all job records there are."""

@@ -19,6 +19,7 @@ from sinks.model import Job
 from sinks.offsets import Batch, Claim, Offsets, Place
 from streams.herd import Herd
 from streams.settings import Settings, load_named
+from streams.tracing import Traces
 
 TOPIC = "reprocessing-jobs"
 
@@ -97,6 +98,7 @@ class HerdWorker:
         self.settings = settings
         self.should_stop = False
         self.rebalancing = False
+        self.traces = Traces()
         self.offsets = Offsets(self.pool, group, lambda: self.should_stop)
         self.herd = Herd(self)
         self._pool = pool
@@ -115,7 +117,7 @@ class HerdWorker:
 
     async def claim(self, partition: int) -> None:
         """As on assignment."""
-        self._claims[partition] = await self.offsets.claim((TOPIC, partition), 0)
+        self._claims[partition] = (await self.offsets.claim({(TOPIC, partition): 0}))[TOPIC, partition]
         self._ends[partition] = self._claims[partition].next_offset
 
     async def give(self, partition: int, jobs: Sequence[Job | None]) -> None:

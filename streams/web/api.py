@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from sinks import ledger, monitor, operations, progress, roster
+from sinks import actions, ledger, monitor, operations, progress, roster
 from sinks.database import Connection
 from streams.app import App
 from streams.lag import LagUnknown, read_lag
@@ -41,6 +41,7 @@ class Api:
         get("/api/portfolios/{portfolio_id}/securities/{security_id}", self.key)
         get("/api/corrections", self.corrections)
         get("/api/corrections/{seq}", self.correction)
+        get("/api/corrections/{seq}/effect", self.effect)
         get("/api/jobs", self.jobs)
         get("/api/jobs/{job_id}", self.job)
         post("/api/jobs/{job_id}/{action:cancel|requeue|prioritise}", self.act_on_job)
@@ -114,6 +115,15 @@ class Api:
             raise Problem("not-found", f"there is no correction {seq}")
         return answer(asdict(found))
 
+    async def effect(self, request: web.Request) -> web.StreamResponse:
+        """What a late price replaced, and what that changed for the largest holders."""
+        seq = number_segment(request, "seq")
+        if await self._ask(lambda c: progress.correction_progress(c, seq)) is None:
+            raise Problem("not-found", f"there is no correction {seq}")
+        size = limit(request)
+        prices = await self._ask(lambda c: ledger.corrected_prices(c, seq, size))
+        return answer({"prices": prices, "holders": await self._ask(lambda c: ledger.changed_values(c, seq, size))})
+
     # -- jobs and their rate ---------------------------------------------------------------------------------------
 
     async def jobs(self, request: web.Request) -> web.StreamResponse:
@@ -179,7 +189,7 @@ class Api:
     async def actions(self, request: web.Request) -> web.StreamResponse:
         """What operators did, newest first."""
         size = limit(request, 200)
-        return answer(await self._ask(lambda c: operations.list_actions(c, size)))
+        return answer(await self._ask(lambda c: actions.latest(c, size)))
 
     # -- the installation ------------------------------------------------------------------------------------------
 

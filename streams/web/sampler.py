@@ -1,6 +1,6 @@
 """What the overview shows, sampled in the background: a page costs a rendering, however many look at it.
 
-What is dear to count is counted more rarely (`streams/backlog.py`): looking costs Postgres less than one percent
+What is dear to count is counted more rarely (`sinks/backlog.py`): looking costs Postgres less than one percent
 of a core; everything else is fresh at each sample.
 """
 
@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from sinks import ledger, monitor, operations, roster
+from sinks import backlog, ledger, monitor, operations, roster
 from sinks.database import Connection, is_transient
 from streams.app import App
-from streams.backlog import Backlog
 from streams.lag import LagReader, LagUnknown, PartitionLag
 from streams.web.charts import Sparkline, sparkline
 
@@ -84,7 +83,6 @@ class Sampler:
         self._lags: tuple[float, list[TopicLag] | None] = (0.0, None)
         self._closing = AsyncExitStack()
         self._reader: LagReader | None = None
-        self._backlog = Backlog()
         self.latest: Sample | None = None
         self.changed = asyncio.Condition()
 
@@ -128,7 +126,7 @@ class Sampler:
 
     async def _sample(self) -> Sample:
         async with (await self._app.pool()).acquire() as connection:
-            counted_at, gauges = await self._backlog.read(connection)
+            counted_at, gauges = await backlog.read(connection)
             limit = await operations.limit_state(connection)
             corrections = await ledger.corrections(connection, ledger.Filter("OPEN"), None, _SHOWN)
             workers = await roster.read(connection)

@@ -290,7 +290,7 @@ async def test_corrections_that_wait_do_not_make_a_storm_of_repairs(engine: Engi
             "update corrections set reissue_at = clock_timestamp() where seq = $1 and reissue_count = 0", seq["seq"]
         )
         async with engine.pool.acquire() as connection, connection.transaction():
-            repairs += await corrections.reissue(connection, 30)
+            repairs += len(await corrections.reissue(connection, 30))
     assert repairs == 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sinks import operations, progress
+from sinks import actions, operations, progress
 from sinks.corrections import Debounce
 from sinks.valuation import Pass
 from tests.engine import Engine
@@ -194,7 +194,7 @@ def _scope(scope: str, portfolio: str, security: str) -> dict[str, Any]:
 
 async def _actions(engine: Engine) -> list[dict[str, Any]]:
     async with engine.pool.acquire() as connection:
-        return await operations.list_actions(connection)
+        return await actions.latest(connection)
 
 
 async def test_impact_says_what_the_correction_then_does(engine: Engine) -> None:

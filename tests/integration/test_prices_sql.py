@@ -45,12 +45,12 @@ async def ledger(connection: Connection) -> list[tuple[str, date, str]]:
 
 async def test_a_price_after_the_latest_closed_date_is_not_late(connection: Connection) -> None:
     await close(connection, D1)
-    assert (await store(connection, quote(D2, "10"))).corrections == 0
+    assert (await store(connection, quote(D2, "10"))).corrections == {}
 
 
 async def test_the_price_for_the_latest_date_itself_is_late_once_it_closed(connection: Connection) -> None:
     await close(connection, D1)
-    assert (await store(connection, quote(D1, "10"))).corrections == 1
+    assert (await store(connection, quote(D1, "10"))).corrections.keys() == {"S1"}
 
 
 async def test_one_correction_per_security_and_batch_from_the_earliest_changed_date(connection: Connection) -> None:
@@ -62,8 +62,8 @@ async def test_one_correction_per_security_and_batch_from_the_earliest_changed_d
 async def test_the_same_value_under_a_higher_revision_is_stored_but_not_late(connection: Connection) -> None:
     await store(connection, quote(D1, "10"))
     await close(connection, D1)
-    assert (await store(connection, quote(D1, "10.0", revision=2))).corrections == 0
-    assert (await store(connection, quote(D1, "11", revision=1))) == prices.PriceOutcome(0, 1, 0)
+    assert (await store(connection, quote(D1, "10.0", revision=2))).corrections == {}
+    assert (await store(connection, quote(D1, "11", revision=1))) == prices.PriceOutcome(0, 1)
     assert await connection.fetchval("select revision from market_prices") == 2
 
 
@@ -99,7 +99,7 @@ async def test_no_price_slips_between_the_closing_of_a_date_and_its_valuation(
     done, _ = await asyncio.wait([pricing], timeout=0.3)
     assert not done, "the price must wait for the close"
     await closing.commit()
-    assert (await pricing).corrections == 1, "and then see the date as closed"
+    assert (await pricing).corrections.keys() == {"S1"}, "and then see the date as closed"
     await other.close()
 
 
@@ -110,7 +110,8 @@ async def test_closing_a_date_again_is_a_no_op_and_an_earlier_one_corrects_every
     await connection.execute(
         "insert into position_state (security_id, portfolio_id, watermark_date) values ('S1', 'P1', '2025-08-31')"
     )
-    assert await close(connection, D1, D3) == calendar.CalendarOutcome(2, 0)
-    assert await close(connection, D3) == calendar.CalendarOutcome(0, 0)
-    assert await close(connection, D2) == calendar.CalendarOutcome(1, 1)
+    assert await close(connection, D1, D3) == calendar.CalendarOutcome(2)
+    assert await close(connection, D3) == calendar.CalendarOutcome(0)
+    repaired = await close(connection, D2)
+    assert (repaired.closed, repaired.corrections.keys()) == (1, {"S1"})
     assert await ledger(connection) == [("S1", D2, "calendar")]

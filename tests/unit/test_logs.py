@@ -23,7 +23,7 @@ def test_every_line_says_what_it_is_about() -> None:
     with logs.about(event_id="7", security_id="ünï\n"):
         logger.info("%d keys", 3)
         with logs.about(job_id=9, event_id=None):
-            logger.warning("inner", extra={"job_id": 10})
+            logger.warning("inner")
     try:
         raise ValueError("two\nlines")
     except ValueError:
@@ -31,7 +31,7 @@ def test_every_line_says_what_it_is_about() -> None:
     first, inner, outside = lines_of(stream)
     assert (first["level"], first["logger"], first["message"]) == ("INFO", "a.module", "3 keys")
     assert (first["event_id"], first["security_id"]) == ("7", "ünï\n")
-    assert (inner["event_id"], inner["job_id"]) == ("7", 10)
+    assert (inner["event_id"], inner["job_id"]) == ("7", 9)
     assert "event_id" not in outside
     assert "ValueError: two\nlines" in str(outside["error"])
 

@@ -71,6 +71,32 @@ async def test_one_correction_and_its_job(web: aiohttp.ClientSession) -> None:
     check("/api/jobs/{job_id}", 200, await get(web, f"/api/jobs/{late['job_id']}"))
 
 
+async def test_a_correction_tells_values_before_and_after(running: Topology, web: aiohttp.ClientSession) -> None:
+    short = trade("SHORT", "REVISED", 1, 3, 1, transaction_type="SELL")
+    await running.send([price("REVISED", 2, "10.5"), trade("LARGE", "REVISED", 1, 30, 1), short])
+    await running.settle()
+    await running.send([price("REVISED", 4, 12), price("REVISED", 2, "11")])
+    await running.settle()
+    newest = (await get(web, "/api/corrections?security_id=REVISED"))[0]
+    effect = await get(web, f"/api/corrections/{newest['seq']}/effect")
+    check("/api/corrections/{seq}/effect", 200, effect)
+    assert effect == {
+        "prices": [
+            {"price_date": "2025-01-02", "price_before": 10.5, "price_after": 11},
+            {"price_date": "2025-01-04", "price_before": None, "price_after": 12},
+        ],
+        "holders": [
+            {"portfolio_id": "LARGE", "valuation_date": "2025-01-02", "quantity": 30, "market_value_before": 315,
+             "market_value_after": 330},
+            {"portfolio_id": "SHORT", "valuation_date": "2025-01-02", "quantity": -3, "market_value_before": -31.5,
+             "market_value_after": -33},
+        ],
+    }  # fmt: skip
+    other = next(each for each in await get(web, "/api/corrections?limit=1000") if each["reason"] == "transaction")
+    assert await get(web, f"/api/corrections/{other['seq']}/effect") == {"prices": [], "holders": []}
+    check("/api/corrections/{seq}/effect", 404, await get(web, "/api/corrections/999999999/effect", 404))
+
+
 async def test_a_key_has_its_history(web: aiohttp.ClientSession) -> None:
     found = await get(web, KEY)
     assert (found["portfolio_id"], found["security_id"], found["epoch"], found["status"]) == (

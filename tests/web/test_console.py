@@ -99,6 +99,15 @@ async def test_an_operator_follows_and_steers_a_correction(running: Topology, we
         await newest.get_by_role("link").click()
         await expect(page.get_by_text("Books right")).to_be_visible()
         await expect(page.locator(".facts")).to_contain_text("right after")
+        await page.goto("/corrections?security_id=HERD")
+        await page.get_by_role("row").nth(2).get_by_role("link").click()  # the late price itself, before its requeue
+        replaced = page.get_by_role("region", name="Prices it replaced").get_by_role("row").nth(1)
+        await expect(replaced).to_contain_text("none")
+        await expect(replaced).to_contain_text("12")
+        changed = page.get_by_role("region", name="What that changed on").get_by_role("row").nth(1)
+        await expect(changed).to_contain_text("70")
+        await expect(changed).to_contain_text("84")
+        await shoot(page, "correction-effect")
         await page.goto("/actions")
         for action in ("pause", "throttle", "prioritise", "resume", "cancel", "requeue"):
             await expect(page.get_by_role("row").filter(has_text=action).first).to_contain_text("Ada")

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from sinks import ledger, operations
+from sinks import actions, ledger, operations
 from sinks.database import Connection
 from streams.app import App
 from streams.web import access, parameters, render
@@ -80,7 +80,7 @@ class Actions:
     async def show_all(self, request: web.Request) -> web.StreamResponse:
         """The audit trail."""
         async with (await self._app.pool()).acquire() as connection:
-            found = await operations.list_actions(connection)
+            found = await actions.latest(connection)
         return render.page(request, "actions.html", actions=found)
 
     async def confirm(self, request: web.Request) -> web.StreamResponse:

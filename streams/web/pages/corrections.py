@@ -52,6 +52,8 @@ class Corrections:
             if request.query.get("part") == "live":
                 return render.page(request, "correction_live.html", found=found, limit=limit, steps=steps)
             holders = await ledger.largest_holders(connection, found.security_id)
+            corrected = await ledger.corrected_prices(connection, seq)
+            changed = await ledger.changed_values(connection, seq) if corrected else []
             prices = await ledger.prices_around(connection, found.security_id, found.earliest_date)
             others = await progress.security_progress(connection, found.security_id, 6)
         return render.page(
@@ -61,6 +63,8 @@ class Corrections:
             limit=limit,
             steps=steps,
             holders=holders,
+            corrected=corrected,
+            changed=changed,
             prices=prices,
             others=[each for each in others if each.seq != seq][:5],
         )
