@@ -87,12 +87,21 @@ class _ClientThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         self.app.lease.follow(consumer)
         return consumer
 
-    async def fetch(self, partitions: set[TP], timeout: float, max_records: int) -> Fetched:
-        """To be called in this thread: nobody else moves the client meanwhile."""
-        consumer = self._ensure_consumer()
+    async def fetch(self, most: Mapping[TP, int], timeout: float) -> Fetched:
+        """At most so many records of each partition; waits only when no partition has any.
+
+        To be called in this thread: nobody else moves the client meanwhile. Each partition is asked for its share: the
+        client would give all that is asked for from the first partition that has enough of it.
+        """
+        consumer, partitions = self._ensure_consumer(), set(most)
         begun = self._positions(consumer, partitions)
-        records = await self._fetch_records(consumer, partitions, timeout=timeout, max_records=max_records)
-        return Fetched(begun, dict(records), self._positions(consumer, partitions))
+        records: dict[TP, list[Any]] = {}
+        for tp, limit in most.items():
+            records |= await self._fetch_records(consumer, {tp}, timeout=0, max_records=limit)
+        if not records:
+            limit = min(most.values())
+            records |= await self._fetch_records(consumer, partitions, timeout=timeout, max_records=limit)
+        return Fetched(begun, records, self._positions(consumer, partitions))
 
     @staticmethod
     def _positions(consumer: Any, partitions: set[TP]) -> dict[TP, int | None]:
@@ -184,13 +193,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             timeout = min(timeout, _EMPTY_FETCH_SECONDS)
         found: dict[TP, list[Any]] = {}
         if ready:
-            wait = 0 if others else timeout
-            found = await self._fetch_batches(ready, wait, sum(self._limits(tp).records for tp in ready))
+            found = await self._fetch_batches(ready, 0 if others else timeout)
         if others:  # never fetch from an empty set: aiokafka reads it as "all partitions"
             found |= await self._fetch(others, 0 if found else timeout, self.app.conf.broker_max_poll_records)
         elif not ready:
             await self.sleep(timeout)
-        return {tp: self._cut(tp, found[tp]) if tp in batched else found[tp] for tp in found}
+        return {tp: [self._batch(tp, found[tp])] if tp in batched else found[tp] for tp in found}
 
     async def _fetch(self, partitions: set[TP], timeout: float, records: int) -> dict[TP, list[Any]]:
         thread = self._thread
@@ -199,10 +207,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         )
         return dict(fetched)
 
-    async def _fetch_batches(self, partitions: set[TP], timeout: float, records: int) -> dict[TP, list[Any]]:
+    async def _fetch_batches(self, partitions: set[TP], timeout: float) -> dict[TP, list[Any]]:
         """Records of each partition, going on where the last fetch ended; what went astray comes once more."""
         thread = self._thread
-        fetched: Fetched = await thread.call_thread(thread.fetch, partitions, timeout, records)
+        most = {tp: self._limits(tp).records for tp in partitions}
+        fetched: Fetched = await thread.call_thread(thread.fetch, most, timeout)
         astray = {tp for tp, begun in fetched.begun.items() if begun != self._left[tp]}
         holes = {tp for tp in fetched.begun.keys() - astray if self._jumps(tp, fetched)}
         try:
@@ -239,17 +248,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 self.app.fail(str(error))
                 raise
 
-    def _cut(self, tp: TP, records: list[Any]) -> list[Any]:
-        size = self._limits(tp).records
-        batches = []
-        for first in range(0, len(records), size):
-            batch = Batch(
-                tp.topic, tp.partition, self._claims[tp].epoch, self._position[tp], records[first : first + size]
-            )
-            self._position[tp] = batch.next_offset
-            self._sent[tp].append(batch.next_offset - 1)
-            batches.append(batch)
-        return batches
+    def _batch(self, tp: TP, records: list[Any]) -> Batch:
+        batch = Batch(tp.topic, tp.partition, self._claims[tp].epoch, self._position[tp], records)
+        self._position[tp] = batch.next_offset
+        self._sent[tp].append(batch.next_offset - 1)
+        return batch
 
     def _limits(self, tp: TP) -> BatchLimits:
         return self.app.batch_topics[tp.topic]

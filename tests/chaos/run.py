@@ -57,7 +57,7 @@ class Plan:
     faults: int = 14
     backlog: int = 2_000
     brokers: int = 1
-    batch_records: int = 250
+    batch_records: int = 300
     script: Sequence[str] = ()
     """Names of faults instead of those that the seed chooses."""
 

@@ -84,13 +84,13 @@ def lose_fetches() -> None:
     whole = transport.BatchConsumer._fetch_batches
     left = 3
 
-    async def fetch(self, partitions, timeout, records):
+    async def fetch(self, partitions, timeout):
         nonlocal left
         if left:
-            lost = await self._thread.call_thread(self._thread.fetch, partitions, timeout, records)
+            lost = await self._thread.call_thread(self._thread.fetch, dict.fromkeys(partitions, 50), timeout)
             left -= any(lost.records.values())
             return {}
-        return await whole(self, partitions, timeout, records)
+        return await whole(self, partitions, timeout)
 
     transport.BatchConsumer._fetch_batches = fetch
 

@@ -173,6 +173,52 @@ async def test_a_fetch_that_went_astray_is_fetched_again(kafka: str, empty_datab
         await stack.stop()
 
 
+_FOLLOW = """
+create table steps (step bigint generated always as identity, partition int, next_offset bigint);
+create function follow() returns trigger language plpgsql as $$
+    begin
+        insert into steps (partition, next_offset) values (new.partition, new.next_offset);
+        return null;
+    end $$;
+create trigger follow after update of next_offset on kafka_offsets for each row execute function follow()
+"""
+
+
+async def test_partitions_with_a_backlog_take_turns(kafka: str, empty_database: str, folder: Path) -> None:
+    """The client gives all that it is asked for from one partition that has enough; each is asked for a batch."""
+    partitions, batches, size = 4, 40, 50
+    settings = settings_for(kafka, empty_database, folder, input_partitions=partitions, batch_records=size)
+    await ensure_topics(settings)
+    await migrate(settings.dsn)
+    producer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers)
+    await producer.start()
+    try:
+        for number in range(partitions * batches * size):
+            await producer.send(settings.topic("prices"), price(number % 1_000), partition=number % partitions)
+    finally:
+        await producer.stop()
+    connection = await connect(settings.dsn)
+    await connection.execute(_FOLLOW)
+    stack = Stack(settings, roles=["intake"])
+    await stack.start()
+    try:
+
+        async def all_passed() -> bool:
+            sum_ = "select sum(next_offset) from kafka_offsets where topic = $1"
+            return bool(await connection.fetchval(sum_, settings.topic("prices")) == partitions * batches * size)
+
+        await until(all_passed, "the end of the log")
+        steps = await connection.fetch("select partition, next_offset from steps order by step")
+    finally:
+        await stack.stop()
+        await connection.close()
+    reached = dict.fromkeys(range(partitions), 0)
+    for step in steps:
+        reached[step["partition"]] = step["next_offset"]
+        left = [offset for offset in reached.values() if offset < batches * size]
+        assert max(reached.values()) - min(left, default=batches * size) <= batches * size / 2, reached
+
+
 @pytest.mark.parametrize("how", ["truncated", "recreated"])
 async def test_a_log_without_the_stored_offset_is_refused(
     kafka: str, empty_database: str, folder: Path, how: str

@@ -112,7 +112,7 @@ async def resets(world: World, member: Member) -> None:
     position = claim.next_offset
     try:
         while True:
-            if not herd.idle and (log.end <= position or world.choices.draw(2)):
+            if not herd.idle and (log.end <= position or not world.read_ahead or world.choices.draw(2)):
                 await pause()
                 await herd.chunk()
                 continue

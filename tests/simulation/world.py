@@ -64,6 +64,8 @@ class World:
     faults: Faults = field(default_factory=Faults)
     feed_back: bool = True
     """Whether replayed transactions are sent to the input topic again, as a careless operator might."""
+    read_ahead: bool = True
+    """Whether the watermark sink may read more jobs before it is done with those that it has."""
     deadlock_is_poison: bool = False
     victims: Sequence[str] = ()
     """Which workers faults may strike; none named: any."""
