@@ -46,7 +46,7 @@ async def run(bench: Bench) -> None:
         await connection.execute(_FILL.format(securities=securities, corrections=corrections))
         await connection.execute("vacuum analyze")
         await connection.execute("checkpoint")
-        folder = bench._folder / "console"
+        folder = bench.folder / "console"
         settings = load_named(
             broker_url=await bench.kafka(), database_url=dsn, data_dir=folder, internal_partitions=2, input_partitions=2
         )
@@ -56,16 +56,16 @@ async def run(bench: Bench) -> None:
         assert postmaster is not None
         try:
             url = stack.worker_url("triggers")
-            await _look(bench, url, postmaster, "a tenth of the keys dirty")
+            await _look(bench, url, postmaster, "a tenth of the keys dirty", bench.size(60, 20))
             await connection.execute("insert into business_dates (business_date) values ('2025-02-03')")
-            await _look(bench, url, postmaster, "every key due")
+            await _look(bench, url, postmaster, "every key due", bench.size(310, 20))
         finally:
             await stack.stop()
             await connection.close()
 
 
-async def _look(bench: Bench, url: str, postmaster: psutil.Process, state: str) -> None:
-    seconds = bench.size(60, 20)
+async def _look(bench: Bench, url: str, postmaster: psutil.Process, state: str, seconds: int) -> None:
+    """Long enough for one count of the keys to be made, which comes every 300 s at most."""
     bench.say(f"looking for {seconds} s: {state}")
     answers: list[float] = []
     async with aiohttp.ClientSession() as web:
