@@ -19,7 +19,7 @@ from sinks.monitor import Gauges
 _PAUSE = 300  # a part waits so many times as long as it took: together they cost less than one percent of a core
 _LEDGER_SECONDS, _KEYS_SECONDS = 5.0, 300.0  # at most
 _LATENCY = 0.003  # of the time that a look takes, round trips rather than work
-_LOOKS = 3
+_LOOKS = 2
 
 _READ = "select counted_at, found, again_at <= clock_timestamp() as is_due from backlog where part = $1"
 

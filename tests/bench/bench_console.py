@@ -65,7 +65,7 @@ async def run(bench: Bench) -> None:
 
 
 async def _look(bench: Bench, url: str, postmaster: psutil.Process, state: str, seconds: int) -> None:
-    """Long enough for one count of the keys to be made, which comes every 300 s at most."""
+    """Long enough for a count of all keys, which comes every 300 s; the first after a change comes twice."""
     bench.say(f"looking for {seconds} s: {state}")
     answers: list[float] = []
     async with aiohttp.ClientSession() as web:

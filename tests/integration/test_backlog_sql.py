@@ -79,7 +79,7 @@ async def test_what_takes_long_is_counted_rarely(pool: asyncpg.Pool) -> None:
             "select took, extract(epoch from again_at - counted_at)::float8 as waits from backlog where part = 'keys'"
         )
     assert times == 4, "the fifth look comes too soon"
-    assert len(row["took"]) == 3
+    assert len(row["took"]) == 2
     assert row["waits"] == pytest.approx(300 * (min(row["took"]) - 0.003), abs=0.1)
 
 
