@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test chaos bench bench-quick simulate mutants soak lint types layers lock clean
+.PHONY: setup demo test chaos bench bench-quick simulate mutants soak sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -41,6 +41,18 @@ mutants: setup  ## change the pure parts in every small way: do the unit tests n
 
 soak: setup  ## MINUTES=60: mixed load on a stack of its own, audited all the while; writes soak.json
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),60) --json soak.json
+
+sbom: setup  ## the parts of the image as CycloneDX, in sbom.json
+	$(BIN)/cyclonedx-py requirements deploy/requirements.lock --pyproject pyproject.toml --output-reproducible -o sbom.json
+
+licences: setup  ## of every library, as a table
+	$(BIN)/pip-licenses --from mixed
+
+vulnerabilities: setup  ## known holes in what the image is made of
+	$(BIN)/pip-audit -r deploy/requirements.lock --require-hashes --disable-pip
+
+packages: setup  ## wheel and sdist in dist/
+	$(BIN)/python -m build --no-isolation
 
 lint: setup
 	$(BIN)/ruff check .
