@@ -6,8 +6,6 @@ What settings name (a broker, a database) is used instead of being started.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import platform
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
@@ -139,7 +137,6 @@ class Stack:
                 **self.settings.environment(),
                 "TIDEMARK_DATA_DIR": str(self._folder / f"worker-{role}"),
                 "TIDEMARK_WEB_PORT": str(self._web[role]),
-                "TIDEMARK_GROUP_INSTANCE_ID": self.settings.group_instance_id or f"{role}-{self._name}",
             },
             grace_seconds=30,
         )
@@ -147,12 +144,6 @@ class Stack:
     async def _answers(self, role: str) -> bool:
         token = self._named.web_token.get_secret_value() if self._named.web_token else None
         return await http_status(self._web_host, self._web[role], "/readyz", token) == 200
-
-    @property
-    def _name(self) -> str:
-        """Of this stack alone among those that share a broker, the same at its next start: a worker that is started
-        again has its partitions at once, instead of when the broker has missed its predecessor for a session."""
-        return hashlib.sha256(f"{platform.node()}:{self._folder}".encode()).hexdigest()[:12]
 
     @property
     def _web_host(self) -> str:

@@ -79,7 +79,8 @@ async def run(seed: int, plan: Plan, say: Callable[[str], None] = print) -> Repo
         witness = Witness(cluster.direct_dsn, seed)
         await witness.install()
         program = [sys.executable, "-m", "tidemark"]
-        stack = Stack(settings, program=program)
+        # One with a name in its groups that outlives its workers, one without.
+        stack = Stack(settings.model_copy(update={"group_instance_id": "stack"}), program=program)
         spare = Stack(
             settings.model_copy(update={"data_dir": cluster.folder / "spare"}),
             roles=["intake", "resets"],
