@@ -19,7 +19,7 @@ from sinks import outbox
 from sinks.database import Pool, connect_pool, is_transient
 from sinks.offsets import Offsets, Place
 from streams import logs, tracing
-from streams.kafka_clients import ssl_context
+from streams.kafka_clients import password, ssl_context, token_provider
 from streams.membership import Lease
 from streams.settings import Settings
 from streams.table_recovery import Tables
@@ -239,9 +239,11 @@ def free_port(host: str) -> int:
 def _credentials(settings: Settings) -> Any:
     context: ssl.SSLContext | None = ssl_context(settings)
     if settings.security_protocol.startswith("SASL"):
+        if settings.sasl_mechanism == "OAUTHBEARER":
+            return faust.OAuthCredentials(oauth_cb=token_provider(settings), ssl_context=context)
         return faust.SASLCredentials(
             username=settings.sasl_username,
-            password=settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+            password=password(settings),
             mechanism=settings.sasl_mechanism,
             ssl_context=context,
         )

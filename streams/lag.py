@@ -64,6 +64,10 @@ class _Unread:
     timestamp_ms: int | None
 
 
+OWNED_BY_POSTGRES = ("intake", "resets")
+"""The roles whose offsets are in Postgres, so that Kafka is not asked for them."""
+
+
 def topics_by_group(settings: Settings) -> dict[str, list[str]]:
     """What each consumer group reads."""
     names = {
@@ -80,7 +84,7 @@ class LagReader:
 
     def __init__(self, settings: Settings) -> None:
         self._groups = topics_by_group(settings)
-        self._owned_by_postgres = {settings.group("intake"), settings.group("resets")}
+        self._owned_by_postgres = {settings.group(role) for role in OWNED_BY_POSTGRES}
         self._admin = AIOKafkaAdminClient(**client_settings(settings), request_timeout_ms=10_000)
         self._consumer = AIOKafkaConsumer(
             **client_settings(settings),

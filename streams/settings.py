@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sinks.corrections import Debounce
 
+ROLES = ("intake", "triggers", "resets", "books")
 STACK_FILE = "stack.json"
 
 
@@ -85,13 +86,19 @@ class Settings(BaseSettings):
         30, description="finished jobs whose corrections are right are removed after so long; 0: never"
     )
     log_format: Literal["text", "json"] = Field("text", description="of the workers' logs; json: an object per line")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT")
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN")
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_cafile: Path | None = Field(None, description="PEM file with the broker's authority")
-    ssl_certfile: Path | None = Field(None, description="PEM file with the client's certificate")
-    ssl_keyfile: Path | None = Field(None, description="PEM file with the client's key")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how the broker is spoken to"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        "PLAIN", description="how this worker says who it is"
+    )
+    sasl_username: str | None = Field(None, description="the user; for OAUTHBEARER the client's id")
+    sasl_password: SecretStr | None = Field(None, description="its password; for OAUTHBEARER the client's secret")
+    sasl_oauth_token_url: str | None = Field(None, description="https://… that gives a token for client id and secret")
+    sasl_oauth_scope: str | None = Field(None, description="asked of it, if it wants to be told one")
+    ssl_cafile: Path | None = Field(None, description="PEM file with the authorities that may vouch for the broker")
+    ssl_certfile: Path | None = Field(None, description="PEM file with this worker's certificate, for mutual TLS")
+    ssl_keyfile: Path | None = Field(None, description="PEM file with the certificate's key")
 
     @field_validator("broker_url")
     @classmethod
@@ -110,6 +117,30 @@ class Settings(BaseSettings):
         if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("expected postgresql://user:password@host:port/database")
         return value
+
+    @field_validator("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                value.open().close()
+            except OSError as error:
+                raise ValueError(f"cannot be read: {error.strerror}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.security_protocol.startswith("SASL"):
+            return self
+        needed = ["sasl_username", "sasl_password"]
+        if self.sasl_mechanism == "OAUTHBEARER":
+            needed.append("sasl_oauth_token_url")
+        if missing := [f"TIDEMARK_{name.upper()}" for name in needed if getattr(self, name) is None]:
+            raise ValueError(
+                f"TIDEMARK_SECURITY_PROTOCOL is {self.security_protocol} with {self.sasl_mechanism}: "
+                f"set {', '.join(missing)} too"
+            )
+        return self
 
     @cached_property
     def bootstrap_servers(self) -> str:
@@ -186,8 +217,11 @@ def load_named(**overrides: Any) -> Settings:
 
 
 def _explain(error: dict[str, Any]) -> str:
+    said = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:  # of several settings, which it names itself
+        return str(said)
     name = "TIDEMARK_" + "_".join(str(part) for part in error["loc"]).upper()
-    return f"{name}: {error['msg'].removeprefix('Value error, ')} (got {error.get('input')!r})"
+    return f"{name}: {said} (got {error.get('input')!r})"
 
 
 def _local_addresses(settings: Settings) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import sys
@@ -10,16 +11,16 @@ from typing import NoReturn
 import faust
 import uvloop
 
+from streams import preflight
 from streams.settings import Settings
-
-ROLES = ("intake", "triggers", "resets", "books")
 
 
 def run(role: str, settings: Settings) -> NoReturn:
-    """Run until SIGTERM or SIGINT; exits the process."""
+    """Run until SIGTERM or SIGINT; exits the process. Raises SettingsError, and TopicError for what Kafka lacks."""
     # Role modules read the settings themselves, at import: say what is missing before, in one line.
     settings.broker, settings.dsn  # noqa: B018
     settings.check_web()
+    asyncio.run(preflight.check(settings, role))
     uvloop.install()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     app = importlib.import_module(f"streams.{role}").app

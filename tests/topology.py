@@ -16,8 +16,7 @@ from confluent_kafka import Producer as ConfluentProducer
 
 from deploy.local.stack import Stack
 from sinks.database import connect_pool
-from streams.settings import Settings, load_named
-from streams.worker import ROLES
+from streams.settings import ROLES, Settings, load_named
 from tests.reading import read_all
 from tidemark.audit import AuditResult, audit_books
 

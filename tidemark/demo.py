@@ -18,6 +18,7 @@ from rich.text import Text
 
 from sinks.database import Connection, connect
 from sinks.demo_reader import Progress, read_job, read_key, read_progress
+from streams.kafka_clients import client_settings
 from streams.settings import Settings
 from tidemark.audit import audit_books
 from tidemark.oracle import Method, fold_inputs
@@ -110,7 +111,7 @@ async def play(settings: Settings, plan: Plan, console: Console) -> bool:
 
     Raises DemoError when a step does not finish in STEP_SECONDS.
     """
-    producer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers, enable_idempotence=True)
+    producer = AIOKafkaProducer(**client_settings(settings), enable_idempotence=True)
     connection = await connect(settings.dsn)
     try:
         await producer.start()

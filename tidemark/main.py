@@ -18,8 +18,9 @@ from streams.topics import TopicError
 
 _MODULES = {
     "up": "stack", "status": "stack", "down": "stack", "demo": "demo", "worker": "worker", "topics": "worker",
-    "produce": "produce", "audit": "audit", "history": "history", "jobs": "jobs", "pause": "jobs", "resume": "jobs",
-    "throttle": "jobs", "impact": "jobs", "reprocess": "jobs", "lag": "lag", "outbox": "outbox",
+    "acls": "worker", "produce": "produce", "audit": "audit", "history": "history", "jobs": "jobs",
+    "pause": "jobs", "resume": "jobs", "throttle": "jobs", "impact": "jobs", "reprocess": "jobs",
+    "lag": "lag", "outbox": "outbox",
     "after-restore": "restore",
 }  # fmt: skip
 """Where each command is; a module is imported for its own commands only, so that workers start sooner."""

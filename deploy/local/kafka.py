@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
@@ -28,9 +29,10 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller}
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
-listeners=PLAINTEXT://{host}:{broker},CONTROLLER://{host}:{controller}
-advertised.listeners=PLAINTEXT://{host}:{broker}
+inter.broker.listener.name=BROKER
+listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=BROKER://{host}:{broker},CONTROLLER://{host}:{controller}
+advertised.listeners=BROKER://{host}:{broker}
 log.dirs={data}
 auto.create.topics.enable=false
 offsets.topic.num.partitions=4
@@ -55,6 +57,8 @@ _LOGGING = """\
 status=error
 rootLogger.level=warn
 rootLogger.appenderRef.stdout.ref=stdout
+logger.authorizer.name=kafka.authorizer.logger
+logger.authorizer.level=info
 appender.stdout.type=Console
 appender.stdout.name=stdout
 appender.stdout.layout.type=PatternLayout
@@ -66,11 +70,20 @@ class KafkaServer:
     """A broker with its data in `folder`; they, its cluster id and if possible its ports survive restarts.
 
     name: what its ports are remembered under; extra: further lines of server.properties, which win over ours; cluster:
-    the id of a cluster of several.
+    the id of a cluster of several; users: SCRAM credentials that exist from the start, as `kafka-storage` takes them;
+    client: how to speak to it, where not as everyone may.
     """
 
     def __init__(
-        self, folder: Path, log: Path, ports: Ports, name: str = "kafka", extra: str = "", cluster: str | None = None
+        self,
+        folder: Path,
+        log: Path,
+        ports: Ports,
+        name: str = "kafka",
+        extra: str = "",
+        cluster: str | None = None,
+        users: Sequence[str] = (),
+        client: Mapping[str, Any] | None = None,
     ) -> None:
         self._folder = folder
         self._log = log
@@ -78,6 +91,8 @@ class KafkaServer:
         self._name = name
         self._extra = extra
         self._cluster = cluster or cluster_id()
+        self._users = users
+        self._client = client or {}
         self._classpath = ""
         self._broker = 0
         self._controller = 0
@@ -111,7 +126,7 @@ class KafkaServer:
         """Whether the broker answers and has joined its own cluster."""
         if not await answers(LOOPBACK, self._broker):
             return False
-        return self.published or await _has_joined(f"{LOOPBACK}:{self._broker}")
+        return self.published or await _has_joined(f"{LOOPBACK}:{self._broker}", self._client)
 
     @property
     def _properties(self) -> Path:
@@ -133,9 +148,9 @@ class KafkaServer:
         )
 
     async def _format(self) -> None:
-        command = self._java(
-            "kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", self._cluster, "-c", str(self._properties)
-        )
+        users = [argument for user in self._users for argument in ("--add-scram", user)]
+        settings = ["-t", self._cluster, "-c", str(self._properties)]
+        command = self._java("kafka.tools.StorageTool", "format", "--ignore-formatted", *settings, *users)
         try:
             code = await run(command, _FORMAT_TIMEOUT)
         except TimeoutError:
@@ -160,8 +175,8 @@ def cluster_id() -> str:
     return text
 
 
-async def _has_joined(bootstrap: str) -> bool:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=int(_ASK_TIMEOUT * 1000))
+async def _has_joined(bootstrap: str, client: Mapping[str, Any]) -> bool:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=int(_ASK_TIMEOUT * 1000), **client)
     try:
         async with asyncio.timeout(_ASK_TIMEOUT):
             await admin.start()

@@ -21,8 +21,7 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.process import Command
 from sinks import database
 from streams import topics
-from streams.settings import Settings
-from streams.worker import ROLES
+from streams.settings import ROLES, Settings
 
 _START_SECONDS = 120.0
 

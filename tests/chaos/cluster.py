@@ -18,7 +18,7 @@ from tests.chaos.proxy import Proxy
 
 _START_SECONDS = 180.0
 
-_ONE = "advertised.listeners=PLAINTEXT://{host}:{advertised}\n"
+_ONE = "advertised.listeners=BROKER://{host}:{advertised}\n"
 _SEVERAL = """\
 node.id={node}
 controller.quorum.voters={voters}

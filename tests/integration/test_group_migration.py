@@ -18,8 +18,7 @@ from click.testing import CliRunner, Result
 from deploy.local.postgres import PostgresServer
 from deploy.local.stack import Stack
 from sinks.database import connect, connect_pool
-from streams.settings import Settings
-from streams.worker import ROLES
+from streams.settings import ROLES, Settings
 from tests.topology import Event, Topology, settings_for, until
 from tidemark.main import main
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from deploy.local import jars
-from streams.settings import Settings
-from streams.worker import ROLES
+from streams.settings import ROLES, Settings
 
 ROOT = Path(__file__).parents[2]
 

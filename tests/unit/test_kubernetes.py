@@ -16,8 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from streams import topics
-from streams.settings import Settings
-from streams.worker import ROLES
+from streams.settings import ROLES, Settings
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"

@@ -7,13 +7,14 @@ import json
 
 import click
 
+from streams import permissions
 from streams import topics as kafka_topics
 from streams import worker as faust_worker
-from streams.settings import load
+from streams.settings import ROLES, load, load_named
 
 
 @click.command()
-@click.argument("role", type=click.Choice(faust_worker.ROLES))
+@click.argument("role", type=click.Choice(ROLES))
 def worker(role: str) -> None:
     """Run one more worker of a role in this process, until SIGTERM or Ctrl-C.
 
@@ -34,4 +35,29 @@ def topics(as_json: bool) -> None:
         click.echo(f"{what:<8} {name}")
 
 
-COMMANDS = [worker, topics]
+@click.command()
+@click.option("--principal", default="User:tidemark-{role}", show_default=True, help="Who the role is to the broker.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def acls(principal: str, as_json: bool) -> None:
+    """Print the least that each role may do in Kafka.
+
+    As arguments of Kafka's own tool: `tidemark acls | xargs -L1 kafka-acls.sh --bootstrap-server …`. The role `topics`
+    is who runs `tidemark topics`. Nothing is asked of the broker.
+    """
+    settings = load_named()
+    needed = {role: permissions.needed(settings, role) for role in ROLES}
+    needed["topics"] = permissions.needed_to_create(settings)
+    rows = [
+        {"role": role, "principal": principal.format(role=role), **each._asdict()}
+        for role, found in needed.items()
+        for each in found
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        who, operation = row["principal"], row["operation"]
+        click.echo(f"--add --allow-principal {who} --operation {operation} --{row['resource']} {row['name']}")
+
+
+COMMANDS = [worker, topics, acls]
