@@ -9,9 +9,8 @@ import sys
 from typing import NoReturn
 
 import faust
-import uvloop
 
-from streams import preflight
+from streams import event_loop, preflight
 from streams.settings import Settings
 
 
@@ -21,7 +20,7 @@ def run(role: str, settings: Settings) -> NoReturn:
     settings.broker, settings.dsn  # noqa: B018
     settings.check_web()
     asyncio.run(preflight.check(settings, role))
-    uvloop.install()
+    event_loop.install()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     app = importlib.import_module(f"streams.{role}").app
     json = settings.log_format == "json"  # then nothing else may be written among the lines

@@ -15,7 +15,8 @@ import kubernetes_validate
 import pytest
 from ruamel.yaml import YAML
 
-from streams import topics
+from streams import permissions, topics
+from streams.permissions import Permission
 from streams.settings import ROLES, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ CUSTOM = {
     for kind, group in (
         ("ScaledObject", "keda.sh"),
         ("KafkaTopic", "kafka.strimzi.io"),
+        ("KafkaUser", "kafka.strimzi.io"),
         ("ServiceMonitor", "monitoring.coreos.com"),
     )
 }
@@ -212,6 +214,21 @@ def test_kafka_topics_are_those_that_the_code_creates() -> None:
         for topic in documents(text)
     }
     assert found == {t.name: (t.partitions, settings.replication_factor, t.config) for t in topics.all_topics(settings)}
+
+
+def test_kafka_users_may_do_what_their_role_needs_and_no_more() -> None:
+    text = (KUBERNETES / "components" / "strimzi" / "users.yaml").read_text()
+    settings = Settings(_env_file=None)
+    found = {
+        user["metadata"]["name"]: {
+            Permission(rule["resource"]["type"], rule["resource"]["name"], operation)
+            for rule in user["spec"]["authorization"]["acls"]
+            for operation in rule["operations"]
+        }
+        for user in documents(text)
+    }
+    wanted = {f"tidemark-{role}": set(permissions.needed(settings, role)) for role in ROLES}
+    assert found == wanted | {"tidemark-topics": set(permissions.needed_to_create(settings))}
 
 
 def test_only_intake_is_scaled_and_never_beyond_its_partitions() -> None:
