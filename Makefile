@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test chaos bench bench-quick simulate mutants soak sbom licences vulnerabilities packages lint types layers lock clean
+.PHONY: setup demo test chaos bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -42,6 +42,9 @@ mutants: setup  ## change the pure parts in every small way: do the unit tests n
 soak: setup  ## MINUTES=60: mixed load on a stack of its own, audited all the while; writes soak.json
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),60) --json soak.json
 
+docs: setup  ## this documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
 sbom: setup  ## the parts of the image as CycloneDX, in sbom.json
 	$(BIN)/cyclonedx-py requirements deploy/requirements.lock --pyproject pyproject.toml --output-reproducible -o sbom.json
 
@@ -71,4 +74,4 @@ lock:  ## refresh the lock file (needs uv)
 		--generate-hashes --no-header --no-emit-index-url --output-file deploy/requirements.lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -18,7 +18,7 @@ from streams.topics import TopicError
 
 _MODULES = {
     "up": "stack", "status": "stack", "down": "stack", "demo": "demo", "worker": "worker", "topics": "worker",
-    "acls": "worker", "produce": "produce", "audit": "audit", "history": "history", "jobs": "jobs",
+    "acls": "worker", "produce": "produce", "audit": "audit", "history": "history", "values": "history", "jobs": "jobs",
     "pause": "jobs", "resume": "jobs", "throttle": "jobs", "impact": "jobs", "reprocess": "jobs",
     "lag": "lag", "outbox": "outbox",
     "after-restore": "restore",

@@ -1,4 +1,4 @@
-"""`tidemark history`: what a position was, is, and what a correction made of it."""
+"""`tidemark history` and `tidemark values`: what a position was, is, was worth, and what a correction made of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from sinks import ledger, monitor
 from sinks.bitemporal import History, open_history
+from sinks.database import open_connection
 from streams.settings import load
 
 _DIFFERENCE = ("transaction_id", "change", "old_quantity", "new_quantity", "old_cost_basis", "new_cost_basis",
                "old_realized_gain_loss", "new_realized_gain_loss")  # fmt: skip
+_VALUES = ("valuation_date", "quantity", "cost_basis", "price", "market_value", "valuation_status", "provisional")
 _POSITION = ("sequence", "transaction_id", "position_date", "epoch", "quantity", "cost_basis", "realized_gain_loss")
 
 
@@ -70,6 +73,33 @@ async def _read(
         return await found.known_at(moment) if epoch is None else await found.of_epoch(epoch)
 
 
+@click.command()
+@click.argument("portfolio")
+@click.argument("security")
+@click.option("--days", type=click.IntRange(1, 10_000), default=260, show_default=True, help="At most, the latest.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def values(portfolio: str, security: str, days: int, as_json: bool) -> None:
+    """Show what SECURITY in PORTFOLIO was worth on each business date.
+
+    A provisional date waits to be valued (again): a correction or the date's closing has not got there yet.
+    """
+    rows = asyncio.run(_values(portfolio, security, days))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.Encoder(decimal_format="number").encode(rows)))
+    elif rows:
+        _print(rows, _VALUES)
+    else:
+        click.echo("not valued on any date yet")
+
+
+async def _values(portfolio: str, security: str, days: int) -> list[dict[str, object]]:
+    async with open_connection(load().dsn) as connection:
+        state = await monitor.read_key(connection, portfolio, security)
+        if state is None:
+            raise click.ClickException(f"portfolio {portfolio} has never held {security}")
+        return await ledger.daily_values(connection, portfolio, security, state["watermark_date"], days)
+
+
 async def _check_epochs(found: History, portfolio: str, security: str, asked: Sequence[int]) -> None:
     newest = await found.epoch()
     if newest is None:
@@ -97,9 +127,11 @@ def _print(rows: Sequence[dict[str, object]], columns: Sequence[str]) -> None:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
     if isinstance(value, Decimal):
         return f"{value.normalize():,f}"
     return "" if value is None else str(value)
 
 
-COMMANDS = [history]
+COMMANDS = [history, values]
