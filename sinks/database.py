@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -148,6 +148,39 @@ async def migrate(dsn: str) -> list[str]:
         await connection.close()
 
 
+async def check_schema(dsn: str) -> None:
+    """Raises DatabaseError unless this program may work on the schema; the message says what to do.
+
+    It may on its own version, and on a later one whose migrations only expand: then old and new workers run side by
+    side during an upgrade. A database that does not answer now is no error: workers wait for it.
+    """
+    try:
+        connection = await connect(dsn)
+    except Exception as error:
+        if is_transient(error):
+            return
+        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
+    try:
+        rows: list[Any] = await connection.fetch("select version, name, expands from schema_migrations")
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
+        raise DatabaseError("the database has no schema of this program yet: run `tidemark migrate`") from error
+    except asyncpg.PostgresError as error:
+        raise DatabaseError(f"the schema cannot be read: {error}") from error
+    finally:
+        await connection.close()
+    if missing := [name for version, name, _ in migrations() if version not in {row["version"] for row in rows}]:
+        raise DatabaseError(f"the database lacks migration {missing[0]}: run `tidemark migrate`")
+    _refuse_if_newer(rows)
+
+
+def _refuse_if_newer(applied: Sequence[Any]) -> None:
+    known = {version for version, _, _ in migrations()}
+    if ahead := sorted(row["version"] for row in applied if row["version"] not in known and not row["expands"]):
+        raise DatabaseError(
+            f"the database has migration {ahead[-1]}, newer than this program can work on: upgrade tidemark"
+        )
+
+
 async def _migrate(connection: Connection) -> list[str]:
     await connection.execute("select pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
     await connection.execute(f"create schema if not exists {SCHEMA}")
@@ -155,16 +188,15 @@ async def _migrate(connection: Connection) -> list[str]:
         """
         create table if not exists schema_migrations (
             version int primary key, name text not null, sha256 text not null,
-            applied_at timestamptz not null default clock_timestamp())
+            applied_at timestamptz not null default clock_timestamp());
+        alter table schema_migrations add column if not exists expands boolean not null default false
         """
     )
-    rows: list[Any] = await connection.fetch("select version, name, sha256 from schema_migrations")
+    rows: list[Any] = await connection.fetch("select version, name, sha256, expands from schema_migrations")
     applied = {row["version"]: row for row in rows}
-    known = migrations()
-    if ahead := sorted(set(applied) - {version for version, _, _ in known}):
-        raise DatabaseError(f"the database has migration {ahead[-1]}, newer than this program: upgrade tidemark")
+    _refuse_if_newer(rows)
     done = []
-    for version, name, sql in known:
+    for version, name, sql in migrations():
         digest = hashlib.sha256(sql.encode()).hexdigest()
         if version in applied:
             if applied[version]["sha256"] != digest:
@@ -174,7 +206,16 @@ async def _migrate(connection: Connection) -> list[str]:
             continue
         await connection.execute(sql)
         await connection.execute(
-            "insert into schema_migrations (version, name, sha256) values ($1, $2, $3)", version, name, digest
+            "insert into schema_migrations (version, name, sha256, expands) values ($1, $2, $3, $4)",
+            version,
+            name,
+            digest,
+            expands(sql),
         )
         done.append(f"{version:04d}_{name}")
     return done
+
+
+def expands(sql: str) -> bool:
+    """Whether the program of the version before may still work on what a migration makes, by its first line."""
+    return sql.startswith("-- expand")

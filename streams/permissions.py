@@ -8,7 +8,7 @@ from streams import topics
 from streams.lag import OWNED_BY_POSTGRES, topics_by_group
 from streams.settings import ROLES, Settings
 
-Operation = Literal["Read", "Write", "Create", "Describe"]
+Operation = Literal["Read", "Write", "Create", "Describe", "DescribeConfigs"]
 
 
 class Permission(NamedTuple):
@@ -48,10 +48,19 @@ def needed(settings: Settings, role: str) -> list[Permission]:
     if role == "triggers":
         table = topics.changelog(settings)
         found += [Permission("topic", table, "Read"), Permission("topic", table, "Write")]
-    return found
+    return [*found, *(Permission("topic", name, "DescribeConfigs") for name in relied_on(settings, role))]
+
+
+def relied_on(settings: Settings, role: str) -> list[str]:
+    """The compacted topics that the role works from: were they not, what it needs would be removed."""
+    return {
+        "triggers": [settings.topic(topics.JOBS), topics.changelog(settings)],
+        "resets": [settings.topic(topics.JOBS)],
+    }.get(role, [])
 
 
 def needed_to_create(settings: Settings) -> list[Permission]:
     """For `tidemark topics`."""
     names = [topic.name for topic in topics.all_topics(settings)]
-    return [Permission("topic", name, operation) for name in names for operation in ("Create", "Describe")]
+    operations: tuple[Operation, ...] = ("Create", "Describe", "DescribeConfigs")
+    return [Permission("topic", name, operation) for name in names for operation in operations]

@@ -6,37 +6,48 @@ One connection asks what Kafka's clients would only find out one refusal at a ti
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import Any
 
 from aiokafka import errors
+from aiokafka.admin.config_resource import ConfigResourceType
 from aiokafka.conn import AIOKafkaConnection, create_conn
-from aiokafka.protocol.admin import DescribeGroupsResponse_v3
-from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.coordination import FindCoordinatorRequest
-from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
+from streams import topics
 from streams.kafka_clients import client_settings
-from streams.permissions import Permission, needed
+from streams.permissions import Permission, needed, relied_on
+from streams.protocol import DescribeGroups, Metadata
 from streams.settings import Settings
 from streams.topics import TopicError
 
 _REQUEST_MS = 10_000
-_CODES = {"Read": 3, "Write": 4, "Create": 5, "Describe": 8}  # org.apache.kafka.common.acl.AclOperation
-_UTF8 = String("utf-8")
+_CODES = {"Read": 3, "Write": 4, "Create": 5, "Describe": 8, "DescribeConfigs": 10}  # Kafka's AclOperation
 
 
 async def check(settings: Settings, role: str) -> None:
-    """Raises TopicError, one line that says what is missing and what to do."""
+    """Raises TopicError, one line that says what is missing or wrong and what to do."""
     wanted = needed(settings, role)
+    names = sorted({name for resource, name, _ in wanted if resource == "topic"})
+    groups = sorted({name for resource, name, _ in wanted if resource == "group"})
     with closing(await _connect(settings)) as connection:
         try:
-            allowed = await _topics(connection, sorted({name for resource, name, _ in wanted if resource == "topic"}))
-            for group in sorted({name for resource, name, _ in wanted if resource == "group"}):
+            found = await _topics(connection, names)
+            allowed = {("topic", name): operations for name, (_, operations) in found.items()}
+            for group in groups:
                 allowed["group", group] = await _group(settings, connection, group)
+            _check_permissions(settings, wanted, allowed)
+            policies = await _policies(connection, relied_on(settings, role))
         except (errors.KafkaError, OSError, TimeoutError) as error:
             raise TopicError(f"the broker at {settings.bootstrap_servers} does not answer: {_said(error)}") from error
+    topics.check(settings, {name: partitions for name, (partitions, _) in found.items()}, policies)
+
+
+def _check_permissions(
+    settings: Settings, wanted: Iterable[Permission], allowed: Mapping[tuple[str, str], int]
+) -> None:
     if missing := [each for each in wanted if not allowed[each.resource, each.name] >> _CODES[each.operation] & 1]:
         raise TopicError(f"{_who(settings)} may not {_listed(missing)}: `tidemark acls` prints what each role needs")
 
@@ -85,17 +96,19 @@ async def _open(settings: Settings, server: str) -> AIOKafkaConnection:
     return await create_conn(host, int(port), client_id="tidemark", request_timeout_ms=_REQUEST_MS, **options)
 
 
-async def _topics(connection: AIOKafkaConnection, names: list[str]) -> dict[tuple[str, str], int]:
-    """The operations allowed on each topic, as bits. Raises TopicError for topics that do not exist."""
-    found = await connection.send(_Metadata(names))
-    allowed = {("topic", name): operations for _, name, _, _, operations in found.topics}
+async def _topics(connection: AIOKafkaConnection, names: list[str]) -> dict[str, tuple[int, int]]:
+    """Of each topic, partitions and the operations allowed, as bits. Raises TopicError for topics that do not exist."""
+    answer = await connection.send(Metadata(names))
     unknown = errors.UnknownTopicOrPartitionError
-    if missing := sorted(name for code, name, *_ in found.topics if errors.for_code(code) is unknown):
+    if missing := sorted(name for code, name, *_ in answer.topics if errors.for_code(code) is unknown):
         raise TopicError(f"no topic {', '.join(missing)}: create what is missing with `tidemark topics`")
-    return {
-        key: 0 if operations < 0 else operations  # a topic that may not even be described
-        for key, operations in allowed.items()
-    }
+    return {name: (len(partitions), max(0, operations)) for _, name, _, partitions, operations in answer.topics}
+
+
+async def _policies(connection: AIOKafkaConnection, names: list[str]) -> dict[str, str]:
+    """The cleanup policy of each topic."""
+    asked = [(ConfigResourceType.TOPIC, name, [topics.CLEANUP]) for name in names]
+    return topics.policies(await connection.send(DescribeConfigsRequest(asked))) if asked else {}
 
 
 async def _group(settings: Settings, connection: AIOKafkaConnection, group: str) -> int:
@@ -106,80 +119,5 @@ async def _group(settings: Settings, connection: AIOKafkaConnection, group: str)
             return 0
         return ~0  # a fresh cluster is still making what answers this: the clients wait for it
     with closing(await _open(settings, f"{where.host}:{where.port}")) as coordinator:
-        (described,) = (await coordinator.send(_DescribeGroups([group]))).groups
+        (described,) = (await coordinator.send(DescribeGroups([group]))).groups
         return 0 if errors.for_code(described[0]) is errors.GroupAuthorizationFailedError else int(described[-1])
-
-
-# -- requests that aiokafka does not have: those that ask for the operations allowed to the asker ----------------------
-
-
-class _MetadataResponse(Response):  # type: ignore[misc]
-    API_KEY = 3
-    API_VERSION = 8
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        ("brokers", Array(("node_id", Int32), ("host", _UTF8), ("port", Int32), ("rack", _UTF8))),
-        ("cluster_id", _UTF8),
-        ("controller_id", Int32),
-        (
-            "topics",
-            Array(
-                ("error_code", Int16),
-                ("topic", _UTF8),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    Array(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", Array(Int32)),
-                        ("isr", Array(Int32)),
-                        ("offline_replicas", Array(Int32)),
-                    ),
-                ),
-                ("authorized_operations", Int32),
-            ),
-        ),
-        ("cluster_authorized_operations", Int32),
-    )
-
-
-class _MetadataRequest(RequestStruct):  # type: ignore[misc]
-    API_KEY = 3
-    API_VERSION = 8
-    RESPONSE_TYPE = _MetadataResponse
-    SCHEMA = Schema(
-        ("topics", Array(_UTF8)),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_cluster_authorized_operations", Boolean),
-        ("include_topic_authorized_operations", Boolean),
-    )
-
-
-class _Metadata(Request[_MetadataRequest]):  # type: ignore[misc]
-    API_KEY = 3
-
-    def __init__(self, topics: list[str]) -> None:
-        self._topics = topics
-
-    def build(self, request_struct_class: type[_MetadataRequest]) -> _MetadataRequest:
-        return request_struct_class(self._topics, False, False, True)
-
-
-class _DescribeGroupsRequest(RequestStruct):  # type: ignore[misc]
-    API_KEY = 15
-    API_VERSION = 3
-    RESPONSE_TYPE = DescribeGroupsResponse_v3
-    SCHEMA = Schema(("groups", Array(_UTF8)), ("include_authorized_operations", Boolean))
-
-
-class _DescribeGroups(Request[_DescribeGroupsRequest]):  # type: ignore[misc]
-    API_KEY = 15
-
-    def __init__(self, groups: list[str]) -> None:
-        self._groups = groups
-
-    def build(self, request_struct_class: type[_DescribeGroupsRequest]) -> _DescribeGroupsRequest:
-        return request_struct_class(self._groups, True)

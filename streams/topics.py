@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from streams.kafka_clients import client_settings
@@ -22,6 +24,8 @@ PROCESSED = "transactions-processed"
 VALUATIONS = "position-valuations"
 DEAD_LETTERS = "dead-letters"
 TABLE = "triggers"
+
+CLEANUP, COMPACT = "cleanup.policy", "compact"
 
 _DAY = 24 * 3600 * 1000
 _LARGEST = str(2 * 1024 * 1024)  # a record over 1 MiB must come in to be refused with a reason
@@ -41,6 +45,11 @@ class Topic:
     config: dict[str, str] = field(default_factory=dict)
     fixed_partitions: bool = False
 
+    @property
+    def compacted(self) -> bool:
+        """Whether it keeps the last record of each key for good."""
+        return self.config[CLEANUP] == COMPACT
+
 
 def changelog(settings: Settings) -> str:
     """The changelog of the trigger table, as Faust names it."""
@@ -49,9 +58,9 @@ def changelog(settings: Settings) -> str:
 
 def all_topics(settings: Settings) -> list[Topic]:
     """Every topic Tidemark reads or writes."""
-    keep = {"cleanup.policy": "delete", "retention.ms": str(30 * _DAY), "max.message.bytes": _LARGEST}
+    keep = {CLEANUP: "delete", "retention.ms": str(30 * _DAY), "max.message.bytes": _LARGEST}
     compact = {
-        "cleanup.policy": "compact",
+        CLEANUP: COMPACT,
         "delete.retention.ms": str(7 * _DAY),
         "min.insync.replicas": "2" if settings.replication_factor > 2 else "1",
     }
@@ -80,7 +89,8 @@ async def ensure_topics(settings: Settings) -> dict[str, str]:
             await admin.start()
             created = await _create(admin, wanted, settings.replication_factor)
             found = await _describe(admin, set(wanted))
-            _check(wanted, found)
+            cleanup = await _policies(admin, [topic.name for topic in wanted.values() if topic.compacted])
+            check(settings, {name: len(topic["partitions"]) for name, topic in found.items()}, cleanup)
     except (KafkaError, OSError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
         raise TopicError(f"cannot reach the broker at {settings.bootstrap_servers}: {reason}") from error
@@ -116,11 +126,29 @@ async def _describe(admin: AIOKafkaAdminClient, names: set[str]) -> dict[str, An
         await asyncio.sleep(0.1)
 
 
-def _check(wanted: dict[str, Topic], found: dict[str, Any]) -> None:
-    for name, topic in wanted.items():
-        partitions = len(found[name]["partitions"])
-        if topic.fixed_partitions and partitions != topic.partitions:
+async def _policies(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, str]:
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name, {CLEANUP: None}) for name in names]
+    (answer,) = await admin.describe_configs(asked)
+    return policies(answer)
+
+
+def policies(answer: Any) -> dict[str, str]:
+    """The cleanup policies, by topic, in the answer to a DescribeConfigs that asks for nothing else."""
+    return {name: entries[0][1] for _, _, _, name, entries in answer.resources if entries}
+
+
+def check(settings: Settings, partitions: Mapping[str, int], policies: Mapping[str, str]) -> None:
+    """Compare topics that are there, by name, with how they must be. Raises TopicError, one line for the first."""
+    for topic in all_topics(settings):
+        found = partitions.get(topic.name, topic.partitions)
+        if topic.fixed_partitions and found != topic.partitions:
             raise TopicError(
-                f"topic {name} has {partitions} partitions, but TIDEMARK_INTERNAL_PARTITIONS is {topic.partitions}: "
+                f"topic {topic.name} has {found} partitions, but TIDEMARK_INTERNAL_PARTITIONS is {topic.partitions}: "
                 "all internal topics must have that many; change the setting or create the topic anew"
+            )
+        policy = policies.get(topic.name, COMPACT)
+        if topic.compacted and policy != COMPACT:
+            raise TopicError(
+                f"topic {topic.name} has cleanup.policy={policy}, which removes what is still needed: set "
+                f"cleanup.policy={COMPACT}"
             )

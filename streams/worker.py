@@ -10,16 +10,22 @@ from typing import NoReturn
 
 import faust
 
+from sinks import database
 from streams import event_loop, preflight
 from streams.settings import Settings
 
 
+async def _check(settings: Settings, role: str) -> None:
+    await database.check_schema(settings.dsn)
+    await preflight.check(settings, role)
+
+
 def run(role: str, settings: Settings) -> NoReturn:
-    """Run until SIGTERM or SIGINT; exits the process. Raises SettingsError, and TopicError for what Kafka lacks."""
+    """Run until SIGTERM or SIGINT; exits the process. Raises SettingsError, DatabaseError and TopicError."""
     # Role modules read the settings themselves, at import: say what is missing before, in one line.
     settings.broker, settings.dsn  # noqa: B018
     settings.check_web()
-    asyncio.run(preflight.check(settings, role))
+    asyncio.run(_check(settings, role))
     event_loop.install()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     app = importlib.import_module(f"streams.{role}").app

@@ -52,6 +52,10 @@ class Topology:
         self.pool = pool
         self._sent = sent
 
+    def count_sent(self, records: int) -> None:
+        """So many have been sent to the input topics in some other way."""
+        self._sent += records
+
     async def send(self, events: Sequence[Event], key: Key = by_security) -> None:
         """With aiokafka (murmur2). A bytes or None event is sent as it is."""
         producer = AIOKafkaProducer(bootstrap_servers=self.settings.bootstrap_servers, max_request_size=2**21)

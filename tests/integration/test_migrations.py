@@ -41,6 +41,20 @@ async def test_a_newer_database_is_refused_in_one_line(database: str) -> None:
         await db.migrate(database)
 
 
+async def test_a_database_newer_by_expansion_is_worked_on(database: str) -> None:
+    connection = await db.connect(database)
+    await connection.execute("insert into schema_migrations values (9999, 'later', 'x', now(), true)")
+    await connection.close()
+    await db.check_schema(database)
+    assert await db.migrate(database) == []
+
+
+def test_every_migration_says_whether_it_only_expands() -> None:
+    for version, name, sql in db.migrations():
+        if version > 8:  # before there was a version in use
+            assert sql.startswith(("-- expand: ", "-- contract: ")), f"{version:04d}_{name}"
+
+
 async def test_rounding_in_sql_is_half_even(database: str) -> None:
     random = Random(4)
     places = Decimal("1e-10")

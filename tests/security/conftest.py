@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def _binding(kind: Any, user: str, permission: Permission) -> Any:
         ResourcePatternType.LITERAL,
         f"User:{user}",
         "*",
-        AclOperation[permission.operation.upper()],
+        AclOperation[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", permission.operation).upper()],
         AclPermissionType.ALLOW,
     )
 

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streams import permissions
-from streams.settings import Settings, SettingsError, load_named
+from streams.settings import SettingsError, load_named
+from tests.refused import refused
 from tests.security.conftest import SecureKafka
 from tests.security.test_acls import prefix as prefix
 from tests.security.test_acls import says
 from tests.topology import until
-
-
-async def worker(settings: Settings, folder: Path) -> tuple[int, list[str]]:
-    """(exit code, lines on stderr) of a `resets` worker that is expected to end by itself."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tidemark", "worker", "resets"),
-        env={**settings.environment(), "TIDEMARK_DATA_DIR": str(folder), "PYTHONPATH": ":".join(sys.path)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
-    assert out == b""
-    assert process.returncode is not None
-    return process.returncode, err.decode().splitlines()
 
 
 def changed(secure: SecureKafka, how: str) -> dict[str, Any]:
@@ -62,19 +46,14 @@ def changed(secure: SecureKafka, how: str) -> dict[str, Any]:
 async def test_a_worker_that_may_not_in_says_why_in_one_line(
     secure: SecureKafka, how: str, said: str, tmp_path: Path
 ) -> None:
-    code, lines = await worker(secure.settings("resets", **changed(secure, how)), tmp_path)
-    assert code == 1
-    (line,) = lines
-    assert said in line
+    assert said in await refused(secure.settings("resets", **changed(secure, how)), "resets", tmp_path)
 
 
 async def test_a_worker_that_lacks_a_permission_names_it(secure: SecureKafka, prefix: str, tmp_path: Path) -> None:
     settings = secure.settings("resets", topic_prefix=prefix)
     needed = permissions.needed(settings, "resets")
     secure.grant("tidemark-resets", [each for each in needed if each.name != settings.topic("prices")])
-    code, lines = await worker(settings, tmp_path)
-    assert code == 1
-    (line,) = lines
+    line = await refused(settings, "resets", tmp_path)
     assert f"Kafka user tidemark-resets may not Read topic {prefix}prices: " in line
 
 
@@ -98,8 +77,7 @@ async def test_every_way_to_say_who_one_is(secure: SecureKafka, prefix: str, tok
 
 async def test_a_client_secret_that_is_wrong_is_told(secure: SecureKafka, token_url: str, tmp_path: Path) -> None:
     changes = {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_url": token_url, "sasl_password": "wrong"}
-    code, (line,) = await worker(secure.settings("resets", **changes), tmp_path)
-    assert code == 1
+    line = await refused(secure.settings("resets", **changes), "resets", tmp_path)
     assert f"{token_url} gives no token: 401 Unauthorized" in line
 
 
