@@ -42,7 +42,7 @@ async def check(settings: Settings, role: str) -> None:
             policies = await _policies(connection, relied_on(settings, role))
         except (errors.KafkaError, OSError, TimeoutError) as error:
             raise TopicError(f"the broker at {settings.bootstrap_servers} does not answer: {_said(error)}") from error
-    topics.check(settings, {name: partitions for name, (partitions, _) in found.items()}, policies)
+    topics.check(settings, {name: partitions for name, (partitions, _) in found.items() if partitions}, policies)
 
 
 def _check_permissions(
@@ -102,7 +102,10 @@ async def _topics(connection: AIOKafkaConnection, names: list[str]) -> dict[str,
     unknown = errors.UnknownTopicOrPartitionError
     if missing := sorted(name for code, name, *_ in answer.topics if errors.for_code(code) is unknown):
         raise TopicError(f"no topic {', '.join(missing)}: create what is missing with `tidemark topics`")
-    return {name: (len(partitions), max(0, operations)) for _, name, _, partitions, operations in answer.topics}
+    return {
+        name: (len(partitions), _operations(code, operations))
+        for code, name, _, partitions, operations in answer.topics
+    }
 
 
 async def _policies(connection: AIOKafkaConnection, names: list[str]) -> dict[str, str]:
@@ -119,5 +122,13 @@ async def _group(settings: Settings, connection: AIOKafkaConnection, group: str)
             return 0
         return ~0  # a fresh cluster is still making what answers this: the clients wait for it
     with closing(await _open(settings, f"{where.host}:{where.port}")) as coordinator:
-        (described,) = (await coordinator.send(DescribeGroups([group]))).groups
-        return 0 if errors.for_code(described[0]) is errors.GroupAuthorizationFailedError else int(described[-1])
+        ((code, *_, operations),) = (await coordinator.send(DescribeGroups([group]))).groups
+        return _operations(code, operations)
+
+
+def _operations(code: int, operations: int) -> int:
+    """As bits. Whom the broker refuses the description may do nothing; other errors pass, and say nothing of rights."""
+    error = errors.for_code(code)
+    if error in (errors.GroupAuthorizationFailedError, errors.TopicAuthorizationFailedError):
+        return 0
+    return operations if error is errors.NoError else ~0

@@ -54,4 +54,5 @@ async def restart(topology: Topology, role: str, number: int) -> None:
         return worker.restarts == number and worker.ready
 
     await until(again, f"{role}, started again", 60)
-    assert worker.last_exit == 0
+    log = (topology.settings.data_dir / "logs" / f"{role}.log").read_text()
+    assert worker.last_exit == 0, log[-2000:]
