@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,11 +32,21 @@ class Traces:
         return {}
 
 
+def check() -> None:
+    """Raises SettingsError where the environment asks for a tracer that cannot be had."""
+    _tracer()
+
+
 def start(role: str, settings: Settings) -> Traces:
     """The tracer that the environment asks for. Raises SettingsError where it cannot be had."""
+    tracer = _tracer()
+    return tracer(role, settings.topic_prefix) if tracer else Traces()
+
+
+def _tracer() -> Callable[[str, str], Traces] | None:
     endpoint = next((name for name in _ENDPOINTS if os.environ.get(name)), None)
     if endpoint is None or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return Traces()
+        return None
     try:
         from streams.otel import OpenTelemetry
     except ModuleNotFoundError as error:
@@ -45,4 +55,4 @@ def start(role: str, settings: Settings) -> Traces:
         raise SettingsError(
             f"{endpoint} is set, but OpenTelemetry is not installed: `pip install 'tidemark[otel]'`, or unset it"
         ) from None
-    return OpenTelemetry(role, settings.topic_prefix)
+    return OpenTelemetry

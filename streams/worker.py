@@ -11,7 +11,7 @@ from typing import NoReturn
 import faust
 
 from sinks import database
-from streams import event_loop, preflight
+from streams import event_loop, preflight, tracing
 from streams.settings import Settings
 
 
@@ -25,6 +25,7 @@ def run(role: str, settings: Settings) -> NoReturn:
     # Role modules read the settings themselves, at import: say what is missing before, in one line.
     settings.broker, settings.dsn  # noqa: B018
     settings.check_web()
+    tracing.check()
     asyncio.run(_check(settings, role))
     event_loop.install()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)

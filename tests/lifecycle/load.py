@@ -66,7 +66,12 @@ async def flowing(topology: Topology, seed: int) -> AsyncIterator[Flow]:
 
 async def _send(topology: Topology, flow: Flow, seed: int, over: asyncio.Event) -> None:
     remaining = iter(make(seed, _PER_TOPIC).records)
-    async with AIOKafkaProducer(bootstrap_servers=topology.settings.bootstrap_servers, acks="all") as producer:
+    async with AIOKafkaProducer(
+        bootstrap_servers=topology.settings.bootstrap_servers,
+        acks="all",
+        enable_idempotence=True,  # it outlasts a broker that is away for a while, and sends nothing twice
+        request_timeout_ms=120_000,
+    ) as producer:
         while not over.is_set():
             share = [record for _, record in zip(range(_SHARE), remaining, strict=False)]
             assert share, "the load was too small"
