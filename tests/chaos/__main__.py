@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from tests.chaos.faults import FAULTS
 from tests.chaos.report import Report, Table, markdown
 from tests.chaos.run import run, standard
 
@@ -28,6 +29,16 @@ def _seeds(context: click.Context, option: click.Parameter, text: str | None) ->
     return found
 
 
+def _names(context: click.Context, option: click.Parameter, text: str | None) -> list[str]:
+    found: list[str] = []
+    for part in text.split(",") if text else []:
+        name, _, times = part.strip().partition("*")
+        if name not in FAULTS or not (times or "1").isdigit():
+            raise click.BadParameter(f"expected faults like lose_worker*5 of: {', '.join(FAULTS)}")
+        found += [name] * int(times or 1)
+    return found
+
+
 @click.command()
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the first run; the next has the next.")
 @click.option("--minutes", type=float, default=5, show_default=True, help="Start no run after so many.")
@@ -36,9 +47,18 @@ def _seeds(context: click.Context, option: click.Parameter, text: str | None) ->
               "Markdown beside it. Seeds that it has already are not run again.")  # fmt: skip
 @click.option("--records", type=int, default=100_000, show_default=True, help="In each input topic.")
 @click.option("--faults", type=int, default=14, show_default=True, help="In each run.")
+@click.option("--script", callback=_names, help="These faults instead of the seed's, like lose_worker*5,fill_disk, "
+              "each when the one before has been recovered from.")  # fmt: skip
 @click.option("--brokers", type=click.Choice(["1", "3"]), help="Default: every fourth seed has three.")
 def main(
-    seed: int, minutes: float, seeds: list[int], table: Path | None, records: int, faults: int, brokers: str | None
+    seed: int,
+    minutes: float,
+    seeds: list[int],
+    table: Path | None,
+    records: int,
+    faults: int,
+    script: list[str],
+    brokers: str | None,
 ) -> None:
     """Break a whole topology from seeds, and judge it. Exits with 1 when a promise was broken.
 
@@ -54,6 +74,7 @@ def main(
             click.echo(f"seed {number}: in the table already")
             continue
         plan = replace(standard(number), per_topic=records, faults=faults)
+        plan = replace(plan, script=script, at_once=0.0) if script else plan
         report = _bounded(number, replace(plan, brokers=int(brokers)) if brokers else plan)
         reports.append(report)
         click.echo("\n".join([report.line(), *report.wrong]))

@@ -37,7 +37,6 @@ _SESSION_SECONDS = 10.0
 _BACKLOG_SECONDS = 120.0
 _RECOVERY_SECONDS = 60.0
 _HEAL_SECONDS = 420.0
-_AT_ONCE = 0.25  # of the faults come while the one before is not over
 _OUTPUTS = (topics.TRIGGERS, topics.STATUS, topics.PROCESSED, topics.VALUATIONS, topics.DEAD_LETTERS)
 
 _LEFT = """
@@ -60,6 +59,8 @@ class Plan:
     batch_records: int = 300
     script: Sequence[str] = ()
     """Names of faults instead of those that the seed chooses."""
+    at_once: float = 0.25
+    """Of the faults: come while the one before is not over."""
 
 
 def standard(seed: int) -> Plan:
@@ -154,10 +155,10 @@ class Chaos:
             self._sender.release(number / len(names))
             lags = await self._backlog(plan.backlog, 3 * plan.per_topic * 3 // (2 * len(names)))
             self._say(f"seed {seed}, {time.monotonic() - self._started:5.1f} s: {name} at a lag of {lags.total():,}")
-            await self._one(name, lags, chance)
+            await self._one(name, lags, chance, plan.at_once)
             await asyncio.sleep(chance.uniform(0, 1))
 
-    async def _one(self, name: str, lags: Counter[Partition], chance: random.Random) -> None:
+    async def _one(self, name: str, lags: Counter[Partition], chance: random.Random, at_once: float) -> None:
         at = time.monotonic()
         by_topic: Counter[str] = Counter()
         for (topic, _), lag in lags.items():
@@ -170,7 +171,7 @@ class Chaos:
             at = await self._postgres_back()
         elsewhere = name.endswith("_worker") and "intake" not in injected.what  # no input partition concerned
         injected.alone, self._settled = self._settled, elsewhere and self._settled
-        if chance.random() >= _AT_ONCE and not elsewhere:
+        if chance.random() >= at_once and not elsewhere:
             injected.recovered_in = await self._recovered(at, before, lags)
             self._settled = injected.recovered_in is not None
         took = "" if injected.recovered_in is None else f", recovered in {injected.recovered_in:.1f} s"

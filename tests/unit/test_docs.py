@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
+_LOADED = re.compile(
+    r"""<(?:script|img|iframe)[^>]*\ssrc=["']?(https?:[^"'\s>]+)|<link[^>]*rel=["']?stylesheet[^>]*(https?:[^"'\s>]+)"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,18 @@ def test_the_reference_has_what_the_code_has(site: Path) -> None:
     assert "tidemark-triggers-triggers-changelog" in found["topics"]
     assert "0008 backlog" in found["tables"]
     assert "/api/dead-letters" in found["api"]
+
+
+def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 15
+    assert {page.name: found for page in pages if (found := _LOADED.findall(page.read_text()))} == {}
+
+
+def test_what_the_readme_links_to_exists() -> None:
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
 def test_the_readme_stays_short() -> None:
