@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := .venv-bench/.installed
 
-.PHONY: setup demo test chaos bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
+.PHONY: setup demo test chaos peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -27,10 +28,17 @@ chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run af
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(TABLE),--table $(TABLE))
 
-bench: setup  ## NAMES="positions herd": the benchmarks, each beside its baseline; writes bench.json
+peers: $(PEERS)  ## what some benchmarks compare with, in an environment of its own; without it they leave that out
+
+$(PEERS): tests/bench/requirements.lock
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --require-hashes -r tests/bench/requirements.lock
+	touch $(PEERS)
+
+bench: setup peers  ## NAMES="positions herd": the benchmarks, each beside its baseline; writes bench.json
 	$(BIN)/python -m tests.bench $(NAMES) --json bench.json
 
-bench-quick: setup  ## a rough look in under two minutes
+bench-quick: setup peers  ## a rough look in under two minutes
 	$(BIN)/python -m tests.bench $(NAMES) --quick --json bench.json
 
 simulate: setup  ## SECONDS=60: explore interleavings on models of Kafka and Postgres; TRAPS=1: take the guards out
@@ -70,8 +78,10 @@ layers: setup
 lock:  ## refresh the lock file (needs uv)
 	uv pip compile pyproject.toml --extra local --extra otel --extra dev --python-version 3.11 --universal \
 		--generate-hashes --no-header --no-emit-index-url --output-file requirements.lock
+	uv pip compile pyproject.toml --extra dev --extra bench --python-version 3.11 --universal \
+		--generate-hashes --no-header --no-emit-index-url --output-file tests/bench/requirements.lock
 	uv pip compile pyproject.toml --extra otel --constraint requirements.lock --python-version 3.11 --universal \
 		--generate-hashes --no-header --no-emit-index-url --output-file deploy/requirements.lock
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

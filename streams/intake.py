@@ -1,4 +1,4 @@
-"""Role `intake`: the calendar, price and position sinks. Thin: decode, apply, done (design, Topology)."""
+"""Role `intake`: the calendar, price and position sinks. Thin: consume, apply, done (design, Topology)."""
 
 from __future__ import annotations
 
@@ -45,19 +45,16 @@ position_sink = Sink(app, "transactions", records.decode_transaction, book_trans
 @app.agent(app.input("business-dates"))
 async def close_business_dates(batches: AsyncIterable[Batch]) -> None:
     """business-dates → business_dates."""
-    async for batch in batches:
-        await calendar_sink.take(batch)
+    await calendar_sink.consume(batches)
 
 
 @app.agent(app.input("prices"))
 async def sink_prices(batches: AsyncIterable[Batch]) -> None:
     """prices → market_prices, corrections."""
-    async for batch in batches:
-        await price_sink.take(batch)
+    await price_sink.consume(batches)
 
 
 @app.agent(app.input("transactions"))
 async def sink_transactions(batches: AsyncIterable[Batch]) -> None:
     """transactions → transactions, position_history, position_state."""
-    async for batch in batches:
-        await position_sink.take(batch)
+    await position_sink.consume(batches)

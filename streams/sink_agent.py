@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_PORTION = 250  # records decoded at a stretch: a millisecond or two
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
@@ -33,6 +36,14 @@ class Applied:
     epochs_bumped: int = 0
     corrections: Mapping[str, int] = field(default_factory=dict)
     outbox: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded(Generic[T]):
+    """A batch by offset: what could be decoded, and letters for the rest."""
+
+    good: dict[int, T] = field(default_factory=dict)
+    letters: dict[int, DeadLetter] = field(default_factory=dict)
 
 
 class Sink(Generic[T]):
@@ -51,12 +62,45 @@ class Sink(Generic[T]):
         self._apply = apply
         metrics.expect(topic)
 
-    async def take(self, batch: Batch) -> None:
+    async def consume(self, batches: AsyncIterable[Batch]) -> None:
+        """Commit batch after batch; the next one is decoded while Postgres works on the one before.
+
+        So Faust believes a batch done while its transaction may still run. That harms nothing: where the next owner
+        goes on is decided by that transaction, and what Kafka is told follows Postgres.
+        """
+        running: asyncio.Task[None] | None = None
+        try:
+            async for batch in batches:
+                decoded = await self._decode_all(batch)
+                if running:
+                    await asyncio.wait({running})
+                running = asyncio.create_task(self._commit(batch, decoded))
+        finally:
+            if running:
+                await asyncio.wait({running})
+
+    async def _decode_all(self, batch: Batch) -> _Decoded[T]:
+        """In small portions: between two statements Postgres waits for this very event loop."""
+        decoded = _Decoded[T]()
+        for number, record in enumerate(batch.records, 1):
+            try:
+                decoded.good[record.offset] = self._decode(record.value)
+            except Rejected as error:
+                decoded.letters[record.offset] = self._letter(record, error.reason, error.detail)
+            if number % _PORTION == 0:
+                await asyncio.sleep(0)
+        return decoded
+
+    async def _commit(self, batch: Batch, decoded: _Decoded[T]) -> None:
         """Commit one batch, or drop it when fenced. Nothing else leaves: a bug ends the process."""
         started = time.time()
+
+        async def effect(connection: Connection, records: Sequence[Record]) -> tuple[Applied, list[DeadLetter]]:
+            return await self._effect(connection, records, decoded)
+
         try:
             with metrics.BATCH_SECONDS.labels(self._topic).time():
-                outcomes = await self._app.offsets.apply(batch, self._effect, self._refuse)
+                outcomes = await self._app.offsets.apply(batch, effect, self._refuse)
         except Released:
             logger.info("%s[%d]: given up at %d for a rebalance", batch.topic, batch.partition, batch.start)
             return
@@ -73,14 +117,11 @@ class Sink(Generic[T]):
             return
         self._report(batch, outcomes, started)
 
-    async def _effect(self, connection: Connection, records: Sequence[Record]) -> tuple[Applied, list[DeadLetter]]:
-        good: list[tuple[int, T]] = []
-        letters: list[DeadLetter] = []
-        for record in records:
-            try:
-                good.append((record.offset, self._decode(record.value)))
-            except Rejected as error:
-                letters.append(self._letter(record, error.reason, error.detail))
+    async def _effect(
+        self, connection: Connection, records: Sequence[Record], decoded: _Decoded[T]
+    ) -> tuple[Applied, list[DeadLetter]]:
+        good = [(r.offset, decoded.good[r.offset]) for r in records if r.offset in decoded.good]
+        letters = [decoded.letters[r.offset] for r in records if r.offset in decoded.letters]
         applied = await self._apply(connection, good) if good else Applied(outbox=False)
         if applied.conflicts:
             letters += [

@@ -1,0 +1,122 @@
+"""Prices from Kafka into Postgres, exactly once, by one `intake` worker.
+
+Beside it the same rows from a plain loop that has no Kafka, and Quix Streams with its own Postgres sink, which is at
+least once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from deploy.local.stack import Stack
+from sinks import prices
+from sinks.database import Connection, connect
+from streams.records import decode_price
+from streams.settings import Settings, load_named
+from streams.topics import ensure_topics
+from tests.bench.bench_consume import PARTITIONS, Peers, forget_offsets, price, send_prices
+from tests.bench.harness import Bench, timed
+from tests.bench.peers.run import PEERS_PYTHON
+
+_BATCH = 5_000
+_LONGEST_SECONDS = 300.0
+
+
+async def run(bench: Bench) -> None:
+    """Both comparisons on one topic; the table is emptied before each round."""
+    kafka = await bench.kafka()
+    count = bench.size(300_000, 60_000)
+    async with bench.database() as dsn, _connection(dsn) as connection:
+        settings = load_named(
+            broker_url=kafka,
+            database_url=dsn,
+            data_dir=bench.folder / "prices",
+            topic_prefix=f"b{uuid.uuid4().hex[:8]}-",
+            input_partitions=PARTITIONS,
+            batch_records=_BATCH,
+        )
+        await ensure_topics(settings)
+        send_prices(settings, count)
+        rows = [decode_price(json.dumps(price(number)).encode()) for number in range(count)]
+        name = "prices into Postgres, exactly once"
+
+        async def ours() -> float:
+            await _empty(connection)
+            return await _through_the_worker(settings, connection, count)
+
+        async def plain() -> float:
+            await _empty(connection)
+
+            async def loop() -> None:
+                for start in range(0, count, _BATCH):
+                    async with connection.transaction():
+                        await prices.apply(connection, rows[start : start + _BATCH])
+
+            return count / await timed(loop())
+
+        await bench.compare(name, "rows/s", ours, ("the same statements, no Kafka", plain), wanted=0.8)
+        if not PEERS_PYTHON.exists():
+            bench.say(f"Quix Streams is left out: {PEERS_PYTHON} is not there (make peers)")
+            return
+        await connection.execute(
+            "create table public.quix_prices (security_id text, price_date date, price numeric, currency text, "
+            "revision bigint, primary key (security_id, price_date))"
+        )
+        quix = Peers(bench, settings).rate("quix_postgres", count, database_url=dsn, table="quix_prices", batch=_BATCH)
+
+        async def theirs() -> float:
+            await connection.execute("truncate public.quix_prices")
+            rate: float = await quix()
+            return rate
+
+        await bench.compare(name, "rows/s", ours, ("Quix Streams and its Postgres sink", theirs), wanted=2)
+
+
+async def _empty(connection: Connection) -> None:
+    await connection.execute("truncate market_prices")
+    await connection.execute("checkpoint")
+
+
+async def _through_the_worker(settings: Settings, connection: Connection, count: int) -> float:
+    """Rows per second from the first committed batch on, so that the worker's start does not count."""
+    await forget_offsets(settings)
+    stack = Stack(
+        settings.model_copy(update={"data_dir": Path(f"{settings.data_dir}-{uuid.uuid4().hex[:8]}")}), roles=["intake"]
+    )
+    starting = asyncio.create_task(stack.start())
+    try:
+        async with asyncio.timeout(_LONGEST_SECONDS):
+            while not (first := await _passed(connection, settings)):  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+            started = time.perf_counter()
+            while (last := await _passed(connection, settings)) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            return (last - first) / (time.perf_counter() - started)
+    finally:
+        await starting
+        await stack.stop()
+
+
+async def _passed(connection: Connection, settings: Settings) -> int:
+    found: int = await connection.fetchval(
+        "select coalesce(sum(next_offset), 0)::bigint from kafka_offsets where consumer_group = $1 and topic = $2",
+        settings.group("intake"),
+        settings.topic("prices"),
+    )
+    return found
+
+
+@asynccontextmanager
+async def _connection(dsn: str) -> AsyncIterator[Any]:
+    connection = await connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()

@@ -1,0 +1,34 @@
+"""Run a peer as a process and take what it measured."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+_LONGEST_SECONDS = 300.0
+
+
+async def run_peer(name: str, config: dict[str, Any], python: Path | str = sys.executable) -> dict[str, Any]:
+    """What the peer prints. Raises RuntimeError with its last line when it prints nothing."""
+    process = await asyncio.create_subprocess_exec(
+        *(str(python), "-m", f"tests.bench.peers.{name}", json.dumps(config)),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(_LONGEST_SECONDS):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise RuntimeError(f"{name}: not done within {_LONGEST_SECONDS:.0f} s") from None
+    if process.returncode != 0 or not out:
+        raise RuntimeError(f"{name}: {err.decode().strip().splitlines()[-1:] or process.returncode}")
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
