@@ -38,7 +38,7 @@ class Applied:
     outbox: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Decoded(Generic[T]):
     """A batch by offset: what could be decoded, and letters for the rest."""
 
@@ -71,10 +71,9 @@ class Sink(Generic[T]):
         running: asyncio.Task[None] | None = None
         try:
             async for batch in batches:
-                decoded = await self._decode_all(batch)
-                if running:
-                    await asyncio.wait({running})
-                running = asyncio.create_task(self._commit(batch, decoded))
+                decoding = asyncio.create_task(self._decode_all(batch))
+                await asyncio.wait({decoding, running} if running else {decoding})
+                running = asyncio.create_task(self._commit(batch, decoding))
         finally:
             if running:
                 await asyncio.wait({running})
@@ -91,14 +90,16 @@ class Sink(Generic[T]):
                 await asyncio.sleep(0)
         return decoded
 
-    async def _commit(self, batch: Batch, decoded: _Decoded[T]) -> None:
+    async def _commit(self, batch: Batch, decoding: Awaitable[_Decoded[T]]) -> None:
         """Commit one batch, or drop it when fenced. Nothing else leaves: a bug ends the process."""
         started = time.time()
 
-        async def effect(connection: Connection, records: Sequence[Record]) -> tuple[Applied, list[DeadLetter]]:
-            return await self._effect(connection, records, decoded)
-
         try:
+            decoded = await decoding
+
+            async def effect(connection: Connection, records: Sequence[Record]) -> tuple[Applied, list[DeadLetter]]:
+                return await self._effect(connection, records, decoded)
+
             with metrics.BATCH_SECONDS.labels(self._topic).time():
                 outcomes = await self._app.offsets.apply(batch, effect, self._refuse)
         except Released:

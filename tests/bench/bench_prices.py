@@ -23,7 +23,7 @@ from streams.settings import Settings, load_named
 from streams.topics import ensure_topics
 from tests.bench.bench_consume import PARTITIONS, Peers, forget_offsets, price, send_prices
 from tests.bench.harness import Bench, timed
-from tests.bench.peers.run import PEERS_PYTHON
+from tests.bench.peers.run import PEERS
 
 _BATCH = 5_000
 _LONGEST_SECONDS = 300.0
@@ -62,8 +62,8 @@ async def run(bench: Bench) -> None:
             return count / await timed(loop())
 
         await bench.compare(name, "rows/s", ours, ("the same statements, no Kafka", plain), wanted=0.8)
-        if not PEERS_PYTHON.exists():
-            bench.say(f"Quix Streams is left out: {PEERS_PYTHON} is not there (make peers)")
+        if not (PEERS / ".installed").exists():
+            bench.say("Quix Streams is left out: run `make peers`")
             return
         await connection.execute(
             "create table public.quix_prices (security_id text, price_date date, price numeric, currency text, "

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from sinks import offsets
-from streams import transport
+from streams import records, transport
 from tidemark.main import main
 
 GATE = 0x6761_7465  # "gate"
@@ -67,6 +67,18 @@ def gated() -> None:
     offsets.Offsets.step = step
 
 
+def bug_in_decoder() -> None:
+    """No protection removed: prices of 7 meet a bug."""
+    whole = records.decode_price
+
+    def decode_price(value):
+        price = whole(value)
+        assert price.price != 7, "a bug"
+        return price
+
+    records.decode_price = decode_price
+
+
 def slow_seek() -> None:
     """No protection removed: after the seek it takes a moment until the flow goes on."""
     whole = transport.BatchConsumer.perform_seek
@@ -96,7 +108,8 @@ def lose_fetches() -> None:
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {
-    change.__name__: change for change in (no_fence, offset_first, no_stop_flow, deaf, gated, slow_seek, lose_fetches)
+    change.__name__: change
+    for change in (no_fence, offset_first, no_stop_flow, deaf, gated, bug_in_decoder, slow_seek, lose_fetches)
 }
 
 if __name__ == "__main__":

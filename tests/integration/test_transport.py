@@ -285,6 +285,18 @@ async def _set_offset(settings: Settings, topic: str, offset: int) -> None:
         await connection.close()
 
 
+async def test_a_bug_while_the_batch_before_is_committed_ends_the_worker(
+    kafka: str, empty_database: str, folder: Path
+) -> None:
+    settings = settings_for(kafka, empty_database, folder, input_partitions=1, batch_records=10)
+    await migrate(settings.dsn)
+    await ensure_topics(settings)
+    await send(settings, "prices", [price(n, price=8 if n != 25 else 7) for n in range(40)])
+    output = await worker_that_ends(settings, ("-m", "tests.chaos.sabotage", "bug_in_decoder"))
+    assert "AssertionError: a bug" in output
+    assert await next_offset(settings.dsn, settings.topic("prices")) == await stored(settings.dsn) <= 25
+
+
 async def test_kafkas_committed_offset_follows(kafka: str, empty_database: str, folder: Path) -> None:
     async with run_topology(kafka, empty_database, folder, roles=["intake"], input_partitions=1) as topology:
         await send(topology.settings, "prices", [price(n) for n in range(100)])

@@ -48,5 +48,5 @@ class Clock:
     def report(self, total: Decimal | None) -> None:
         """Print what was measured and end at once: nothing that a peer does when it stops is measured."""
         seconds = time.perf_counter() - self._started
-        print(json.dumps({"records": self._records, "seconds": seconds, "sum": str(total)}), flush=True)
+        print("\n" + json.dumps({"records": self._records, "seconds": seconds, "sum": str(total)}), flush=True)
         os._exit(0)

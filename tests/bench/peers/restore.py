@@ -47,7 +47,7 @@ async def end() -> None:
     """Faust starts tasks when the tables have recovered."""
     seconds = time.perf_counter() - started
     assert sum(1 for _ in table.keys()) == wanted["records"]  # noqa: SIM118 - a Faust table
-    print(json.dumps({"records": wanted["records"], "seconds": seconds}), flush=True)
+    print("\n" + json.dumps({"records": wanted["records"], "seconds": seconds}), flush=True)
     os._exit(0)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
-PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+PEERS = ROOT / ".venv-bench"
+PEERS_PYTHON = PEERS / "bin" / "python"
 _LONGEST_SECONDS = 300.0
 
 
@@ -28,7 +29,9 @@ async def run_peer(name: str, config: dict[str, Any], python: Path | str = sys.e
         process.kill()
         await process.wait()
         raise RuntimeError(f"{name}: not done within {_LONGEST_SECONDS:.0f} s") from None
-    if process.returncode != 0 or not out:
-        raise RuntimeError(f"{name}: {err.decode().strip().splitlines()[-1:] or process.returncode}")
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    lines = [line for line in out.splitlines() if line.startswith(b"{")]  # libraries greet on standard output
+    if process.returncode != 0 or not lines:
+        said = (out + err).decode(errors="replace").strip().splitlines()[-5:]
+        raise RuntimeError(f"{name}: exit code {process.returncode}: {' | '.join(said)}")
+    found: dict[str, Any] = json.loads(lines[-1])
     return found
