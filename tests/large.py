@@ -14,7 +14,7 @@ SECURITIES, HOLDERS, OF_GIANT, IN_LONG = 10_000, 100, 100_000, 20_000
 LAST = date(2025, 1, 30)
 LATE = date(2025, 1, 20)
 OPEN = 20_000
-"""Open corrections: two for each security, but one for LONG and GIANT (the last). As many are right. job_id: the seq."""
+"""Open corrections, two for each security but LONG and GIANT (the last), which have one; as many are right."""
 
 
 def security(number: int) -> str:
@@ -68,17 +68,14 @@ insert into transactions
     from position_state where security_id <= 'S02000';
 insert into position_state (security_id, portfolio_id, watermark_date) values ('LONG', 'P000001', date '{LAST}');
 create temp view long_life as
-    select n, date '{LAST}' - ({IN_LONG} - n) / 10 as day, 'L' || n as id from generate_series(1, {IN_LONG}) n;
+    select n, day, day + interval '10 h' + (n - 1) % 10 * interval '1 min' as moment
+    from (select n, date '{LAST}' - ({IN_LONG} - n) / 10 as day from generate_series(1, {IN_LONG}) n) as days;
 insert into transactions
-    select id, 'P000001', 'LONG', day + interval '10 h' + (n - 1) % 10 * interval '1 min', 'BUY', 1, 10, 10, 0, 'USD', 0,
-           false
-    from long_life;
+    select 'L' || n, 'P000001', 'LONG', moment, 'BUY', 1, 10, 10, 0, 'USD', 0, false from long_life;
 insert into position_history (security_id, portfolio_id, epoch, sequence, transaction_id, transaction_date,
                               position_date, quantity, cost_basis, realized_gain_loss, head_sequence, head_quantity,
                               head_cost, lot_quantity, lot_cost)
-    select 'LONG', 'P000001', 0, n, id, day + interval '10 h' + (n - 1) % 10 * interval '1 min', day, n, 10 * n, 0, 1, 1, 10,
-           1, 10
-    from long_life;
+    select 'LONG', 'P000001', 0, n, 'L' || n, moment, day, n, 10 * n, 0, 1, 1, 10, 1, 10 from long_life;
 insert into daily_position_snapshots
     select security_id, portfolio_id, d, 0, 10, 100, 20, d, 200, 100, 'VALUED_CURRENT'
     from position_state cross join generate_series(date '{LAST}' - 2, date '{LAST}', '1 day') d
@@ -107,11 +104,13 @@ insert into outbox_events (topic, message_key, value)
     from generate_series(1, 30000) n;
 """
 
-# The herd comes after the last look at the tables: in Postgres' eyes every correction is right and every job complete.
+# The herd comes after the statistics were taken, as it does: they say that every correction is right.
 _HERD = f"""
 insert into corrections (seq, security_id, earliest_date, reason, job_id, reissue_at)
-    select {OPEN} + n, case {OPEN} - n when 0 then 'GIANT' when 1 then 'LONG'
-                       else 'S' || lpad((1 + n % {SECURITIES})::text, 5, '0') end, date '{LATE}', 'price', {OPEN} + n, 'infinity'
+    select {OPEN} + n,
+           case {OPEN} - n when 0 then 'GIANT' when 1 then 'LONG'
+                else 'S' || lpad((1 + n % {SECURITIES})::text, 5, '0') end,
+           date '{LATE}', 'price', {OPEN} + n, 'infinity'
     from generate_series(1, {OPEN}) n;
 insert into reprocessing_jobs (job_id, security_id, earliest_impacted_date, seq, status, created_at, keys_total)
     select seq, security_id, earliest_date, seq, 'PENDING', issued_at,
@@ -125,9 +124,8 @@ async def fill(dsn: str) -> None:
     """Migrate and fill an empty database. No autovacuum: what Postgres knows of the tables must not change."""
     await migrate(dsn)
     connection = await connect(dsn)
-    tables = await connection.fetch("select relname from pg_class where relkind = 'r' and relnamespace = 'tidemark'::regnamespace")  # fmt: skip
-    for table in tables:
-        await connection.execute(f"alter table {table['relname']} set (autovacuum_enabled = false)")
+    for table in await connection.fetch("select tablename as name from pg_tables where schemaname = 'tidemark'"):
+        await connection.execute(f"alter table {table['name']} set (autovacuum_enabled = false)")
     indexes = await connection.fetch(_INDEXES, _TABLES)
     for index in indexes:
         if index["constraint_name"]:

@@ -102,9 +102,9 @@ class Explaining:
         self.ran.clear()
 
     def check(self, limits: dict[str, int], *statements: str) -> None:
-        """Each table of `limits` is read by index, and no node reads more rows of it; the statements were among those run.
+        """Each table of `limits` is read by index, and no node of a plan reads more rows of it.
 
-        A statement may be part of one that was run.
+        The statements were among those run, or part of one of them.
         """
         for statement in statements:
             assert any(statement in ran.sql for ran in self.ran), f"was not run: {statement}"

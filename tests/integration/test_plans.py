@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-import asyncpg
 import pytest
 
 from deploy.local.postgres import PostgresServer
@@ -92,7 +91,8 @@ async def issue(books: Explaining, securities: Sequence[str]) -> list[Job]:
 async def waiting(books: Explaining, securities: Sequence[str]) -> list[resets.OpenJob]:
     """The securities' jobs, one for each, as they wait in large books."""
     found = await books.connection.fetch(
-        "select min(job_id) from reprocessing_jobs where status = 'PENDING' and security_id = any($1) group by security_id",
+        "select min(job_id) from reprocessing_jobs where status = 'PENDING' and security_id = any($1) "
+        "group by security_id",
         securities,
     )
     return await resets.read(books, [row[0] for row in found])
@@ -230,7 +230,9 @@ async def test_progress_reads_what_its_corrections_wait_for(books: Explaining) -
     assert [each.keys_to_value for each in found if each.phase == "VALUING"] == [HOLDERS, HOLDERS]
     for sql in (monitor._KEY, monitor._HISTORY):
         await books.fetch(sql, portfolio(1), FEW[0])
-    books.check(rows(2 * HOLDERS, ledger=100), progress._PROGRESS, progress._OF_SECURITY, monitor._KEY, monitor._HISTORY)
+    books.check(
+        rows(2 * HOLDERS, ledger=100), progress._PROGRESS, progress._OF_SECURITY, monitor._KEY, monitor._HISTORY
+    )
 
 
 def trade(number: int, day: int, **changes: object) -> Transaction:
@@ -259,8 +261,8 @@ async def test_appends_read_the_last_row_of_each_key(books: Explaining) -> None:
     )
 
 
-async def test_disposals_read_the_lots_they_take(books: Explaining, filled: str) -> None:
-    """The lots are found inside a function, whose statements only Postgres' own counters show."""
+async def test_disposals_read_the_lots_they_take(books: Explaining) -> None:
+    """The lots are found inside a function, whose statements show in Postgres' counters only."""
     counters = "select seq_scan, idx_tup_fetch from pg_stat_xact_user_tables where relname = 'position_history'"
     await book(books, [trade(number, 30) for number in range(200)])
     sold = [trade(200 + number, 31, transaction_type="SELL", quantity=Decimal(12)) for number in range(200)]
