@@ -105,19 +105,19 @@ with claimed as materialized (
     select c.security_id, c.portfolio_id, c.epoch, c.watermark_date, c.base_date, h.quantity, h.cost_basis,
            h.position_date as from_date,
            lead(h.position_date) over (partition by c.security_id, c.portfolio_id order by h.sequence) as to_date
-    from claimed c
-    cross join lateral (
-        select coalesce((
+    from (
+        select c.*, coalesce((
             select max(b.position_date) from position_history b
             where b.security_id = c.security_id and b.portfolio_id = c.portfolio_id and b.superseded_epoch is null
-              and b.position_date <= c.base_date), '-infinity') as position_date
-        offset 0
-    ) as base
+              and b.position_date <= c.base_date), '-infinity') as held_from
+        from claimed c
+        offset 0  -- once per key, not per row of its history
+    ) as c
     cross join lateral (
-        select * from position_history h
+        select h.position_date, h.sequence, h.quantity, h.cost_basis from position_history h
         where h.security_id = c.security_id and h.portfolio_id = c.portfolio_id and h.superseded_epoch is null
-          and h.position_date >= base.position_date
-        order by h.position_date, h.sequence offset 0  -- by the index that leads to the date, not past all before it
+          and h.position_date >= c.held_from
+        offset 0  -- key by key by index: a hash join would read the whole table
     ) as h
 ), days as (
     select r.security_id, r.portfolio_id, r.epoch, r.watermark_date, d.business_date, r.quantity, r.cost_basis,
@@ -144,9 +144,12 @@ with claimed as materialized (
 
 _REVALUE = f"""{_WANTED}
 ), found as (
-    select s.ctid as place, s.* from claimed c
-    join daily_position_snapshots s on s.security_id = c.security_id and s.portfolio_id = c.portfolio_id
-        and s.valuation_date > c.watermark_date
+    select s.* from claimed c
+    cross join lateral (
+        select s.ctid as place, s.* from daily_position_snapshots s
+        where s.security_id = c.security_id and s.portfolio_id = c.portfolio_id and s.valuation_date > c.watermark_date
+        offset 0  -- likewise
+    ) as s
 ), difference as materialized (
     select f.place, coalesce(w.security_id, f.security_id) as security_id,
            coalesce(w.portfolio_id, f.portfolio_id) as portfolio_id,
@@ -164,9 +167,12 @@ _REVALUE = f"""{_WANTED}
         epoch = d.epoch, quantity = d.quantity, cost_basis = d.cost_basis, price = d.price, price_date = d.price_date,
         market_value = d.market_value, unrealized_gain_loss = d.unrealized_gain_loss,
         valuation_status = d.valuation_status
-    from difference d where s.ctid = d.place and not d.excess
+    from difference d
+    where s.ctid = d.place and not d.excess
+      and s.ctid = any (array(select place from difference where place is not null and not excess))
 ), removed as (
-    delete from daily_position_snapshots s using difference d where s.ctid = d.place and d.excess
+    delete from daily_position_snapshots s using difference d
+    where s.ctid = d.place and d.excess and s.ctid = any (array(select place from difference where excess))
 ), added as (
     insert into daily_position_snapshots (security_id, portfolio_id, valuation_date, epoch, quantity, cost_basis, price,
                                           price_date, market_value, unrealized_gain_loss, valuation_status)

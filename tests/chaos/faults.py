@@ -64,6 +64,7 @@ async def kill_worker(victims: Victims, chance: random.Random) -> str:
 async def lose_worker(victims: Victims, chance: random.Random) -> str:
     """kill -9 of a worker with input partitions, as with its host: it does not come back before it has an heir."""
     workers = [stack.workers["intake"] for stack in (victims.stack, victims.spare)]
+    await _until(lambda: all(worker.ready for worker in workers), 2 * victims.session_seconds)
     if not all(worker.ready for worker in workers):
         return "nobody to lose: there would be no heir"
     worker = chance.choice(workers)

@@ -1,0 +1,282 @@
+"""Growth: what a correction costs per affected row, and an append per transaction, as the tables grow around them.
+
+Kafka is left out. The same work is done in tables of three sizes, in turn; the smallest is the baseline. What is
+affected is the same in all of them, so a ratio of 1 means that size does not matter; wanted is at most 1.5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+
+import asyncpg
+
+from sinks import positions, prices, resets
+from sinks.database import Pool, connect_pool
+from sinks.model import Job, Price, Transaction, TransactionType
+from sinks.valuation import Valuation
+from tests.bench.harness import Bench, Result, Work
+
+_SETTLING = 3  # rounds until the plans and the free space have settled
+_REPEATED = 3  # corrections in a round: their median counts
+_MOST = 1.5  # wanted: the largest size beside the smallest
+_LONGEST_SECONDS = 120.0
+
+_VALUATION_KEYS = 2_000
+_KEYS_OF_A_SECURITY = 1_000
+_TARGET = "TARGET"
+_FIRST = date(2020, 1, 1)
+
+
+async def run(bench: Bench) -> None:
+    """By keys, by business dates, by transactions of a key."""
+    await _by_keys(bench)
+    await _by_dates(bench)
+    await _by_transactions(bench)
+
+
+async def correct(pool: Pool, valuation: Valuation, late: Price) -> int:
+    """One late price from the price sink until the books are right, without Kafka; returns the snapshots written."""
+    async with pool.acquire() as connection, connection.transaction():
+        seq = (await prices.apply(connection, [late])).corrections[late.security_id]
+    job = Job(seq, late.security_id, late.price_date, seq, datetime.now(UTC))
+    async with pool.acquire() as connection, connection.transaction():
+        opened = await resets.open_jobs(connection, [job])
+    async with pool.acquire() as connection, connection.transaction():
+        await resets.reset_small(connection, opened)
+    snapshots = 0
+    async with asyncio.timeout(_LONGEST_SECONDS):
+        while True:
+            done = await valuation.pass_once()
+            snapshots += done.snapshots
+            if any(right.seq == seq for right in done.right):
+                return snapshots
+
+
+async def _compare(bench: Bench, name: str, unit: str, sizes: Sequence[tuple[str, Work]], note: str) -> None:
+    """Run all sizes in turn, settle first, and keep a line for each; the first is the baseline of the others."""
+    figures: list[list[float]] = [[] for _ in sizes]
+    for number in range(_SETTLING + bench.rounds):
+        settling = number < _SETTLING
+        bench.say(f"{name}: " + ("settling" if settling else f"round {number - _SETTLING + 1} of {bench.rounds}"))
+        for (_, work), kept in zip(sizes, figures, strict=True):
+            figure = await work()
+            if not settling:
+                kept.append(figure)
+    smallest = sizes[0][0]
+    bench.add(Result(f"{name}: {smallest}", unit, figures[0], note=f"less is better; {note}"))
+    for (size, _), rounds in zip(sizes[1:], figures[1:], strict=True):
+        bench.add(Result(f"{name}: {size}", unit, rounds, smallest, figures[0], _MOST, "less is better, ratio too"))
+
+
+# -- a correction among more and more keys, and over a longer and longer calendar ---------------------------------
+
+_CALENDAR = "insert into business_dates select $1::date + n from generate_series(0, $2::int - 1) as n"
+
+_SECURITIES = "insert into securities select unnest($1::text[]), (select max(business_date) from business_dates)"
+
+# None after the late date: the corrected price is carried on, so that every dirty date changes.
+_PRICES = """
+insert into market_prices (security_id, price_date, price, currency, revision)
+select s.id, business_date, 20, 'USD', 0
+from unnest($1::text[]) as s (id) cross join business_dates where business_date <= $2
+"""
+
+_KEYS = """
+insert into position_state (security_id, portfolio_id, watermark_date)
+select s.id, 'P' || lpad(p::text, 7, '0'), (select max(business_date) from business_dates)
+from unnest($1::text[]) as s (id) cross join generate_series(1, $2::int) as p
+"""
+
+# A purchase on the first date and, while $3, on every tenth: the same ones lie within the dirty dates, whatever the
+# size of the calendar (a multiple of ten).
+_HISTORY = """
+insert into position_history (security_id, portfolio_id, epoch, sequence, transaction_id, position_date, quantity,
+                              cost_basis, realized_gain_loss)
+select security_id, portfolio_id, 0, k, security_id || portfolio_id || '-' || k, $2::date + day, 10 * k, 100 * k, 0
+from position_state
+cross join (
+    select n as day, row_number() over (order by n) as k
+    from generate_series(0, (select max(business_date) from business_dates) - $2::date) as n
+    where n = 0 or $3 and n % 10 = 6
+) as trades
+where security_id = any($1::text[])
+"""
+
+# Date after date, as the days were closed: so they lie together on the disk.
+_SNAPSHOTS = """
+insert into daily_position_snapshots (security_id, portfolio_id, valuation_date, epoch, quantity, cost_basis, price,
+                                      price_date, market_value, unrealized_gain_loss, valuation_status)
+select security_id, portfolio_id, business_date, 0, 10 * k, 100 * k, 20, business_date, 200 * k, 100 * k,
+       'VALUED_CURRENT'
+from position_state
+cross join (
+    select business_date, case when $3 then 1 + (business_date - $2::date + 4) / 10 else 1 end as k
+    from business_dates where $3 or business_date = (select max(business_date) from business_dates)
+) as days
+where security_id = any($1::text[])
+order by business_date, security_id, portfolio_id
+"""
+
+
+@dataclass(frozen=True)
+class _Books:
+    """Valued books. dates: closed, a multiple of ten; dirty: the last ones, which the correction reaches; holders: of
+    the corrected security; others: keys of other securities, each with one transaction and its latest snapshot."""
+
+    dates: int
+    dirty: int
+    holders: int
+    others: int = 0
+
+    @property
+    def late_date(self) -> date:
+        """The first dirty date."""
+        return _FIRST + timedelta(days=self.dates - self.dirty)
+
+    async def fill(self, pool: Pool) -> None:
+        """Into a fresh database, set-based."""
+        others = [f"O{n:05}" for n in range(self.others // _KEYS_OF_A_SECURITY)]
+        await pool.execute(_CALENDAR, _FIRST, self.dates)
+        for securities, keys, detailed in (([_TARGET], self.holders, True), (others, _KEYS_OF_A_SECURITY, False)):
+            await pool.execute(_SECURITIES, securities)
+            await pool.execute(_PRICES, securities, self.late_date)
+            await pool.execute(_KEYS, securities, keys)
+            await pool.execute(_HISTORY, securities, _FIRST, detailed)
+            await pool.execute(_SNAPSHOTS, securities, _FIRST, detailed)
+        await pool.execute("vacuum analyze")
+
+
+async def _by_keys(bench: Bench) -> None:
+    dirty = 20
+    keys = [bench.size(full, quick) for full, quick in ((10_000, 1_000), (100_000, 10_000), (1_000_000, 50_000))]
+    books = [(f"{n:,} keys", _Books(30, dirty, 1_000, n - 1_000)) for n in keys]
+    await _corrections(bench, f"correction, 1,000 holders, {dirty} dirty dates", books)
+
+
+async def _by_dates(bench: Bench) -> None:
+    dirty = 6  # the last date but five, and what follows
+    dates = [bench.size(full, quick) for full, quick in ((10, 10), (100, 50), (1_000, 100))]
+    books = [(f"{n:,} dates of history", _Books(n, dirty, 2_000)) for n in dates]
+    await _corrections(bench, f"correction, 2,000 holders, {dirty} dirty dates", books)
+
+
+async def _corrections(bench: Bench, name: str, sizes: Sequence[tuple[str, _Books]]) -> None:
+    async with AsyncExitStack() as databases:
+        works = []
+        for size, books in sizes:
+            bench.say(f"growth: filling in {size}")
+            works.append((size, await databases.enter_async_context(_corrected(bench, books))))
+        rows = sizes[0][1].holders * sizes[0][1].dirty
+        await _compare(bench, name, "µs per snapshot", works, f"{rows:,} snapshots change")
+
+
+@asynccontextmanager
+async def _corrected(bench: Bench, books: _Books) -> AsyncIterator[Work]:
+    """Microseconds per snapshot that changes, of a correction in such books."""
+    async with _database(bench) as pool:
+        await books.fill(pool)
+        valuation, price, rows = Valuation(pool, _VALUATION_KEYS), Decimal(20), books.holders * books.dirty
+
+        async def once() -> float:
+            nonlocal price
+            price += 1
+            await pool.execute("truncate outbox_events")
+            await pool.execute("vacuum position_state, daily_position_snapshots, securities, corrections")
+            started = time.perf_counter()
+            snapshots = await correct(pool, valuation, Price(_TARGET, books.late_date, price))
+            seconds = time.perf_counter() - started
+            assert snapshots == rows, f"{snapshots} snapshots were written, not {rows}"
+            return seconds / rows * 1e6
+
+        yield lambda: _median_of(once)
+
+
+async def _median_of(once: Callable[[], Awaitable[float]]) -> float:
+    return statistics.median([await once() for _ in range(_REPEATED)])
+
+
+@asynccontextmanager
+async def _database(bench: Bench) -> AsyncIterator[asyncpg.Pool]:
+    async with bench.database() as dsn:
+        pool = await connect_pool(dsn, size=2)
+        try:
+            yield pool
+        finally:
+            await pool.close()
+
+
+# -- appends to longer and longer histories -----------------------------------------------------------------------
+
+# A key booked by the sink, copied to as many portfolios as wanted: whatever columns there are.
+_COPY_KEYS = """
+insert into position_state
+select copy.* from position_state s cross join generate_series(1, $1::int) as p
+cross join lateral jsonb_populate_record(s, jsonb_build_object('portfolio_id', 'P' || p)) as copy
+"""
+
+_COPY_ROWS = """
+insert into {table}
+select copy.* from {table} t cross join generate_series(1, $1::int) as p
+cross join lateral jsonb_populate_record(t, jsonb_build_object(
+    'portfolio_id', 'P' || p, 'transaction_id', replace(t.transaction_id, 'P0-', 'P' || p || '-'))) as copy
+"""
+
+
+async def _by_transactions(bench: Bench) -> None:
+    keys = bench.size(1_000, 300)
+    async with AsyncExitStack() as databases:
+        works = []
+        for length in (10, 100, 1_000):
+            bench.say(f"growth: filling in {keys:,} keys of {length:,} transactions")
+            work = await databases.enter_async_context(_appended(bench, keys, length))
+            works.append((f"to {length:,} transactions", work))
+        note = f"one to each of {keys:,} keys in a batch, purchases and disposals in turn"
+        await _compare(bench, "append", "µs per transaction", works, note)
+
+
+@asynccontextmanager
+async def _appended(bench: Bench, keys: int, length: int) -> AsyncIterator[Work]:
+    """Microseconds per transaction appended to such keys."""
+    async with _database(bench) as pool:
+        await _book(pool, [_trade(0, number) for number in range(length)])
+        await pool.execute(_COPY_KEYS, keys)
+        for table in ("transactions", "position_history"):
+            await pool.execute(_COPY_ROWS.format(table=table), keys)
+        await pool.execute("vacuum analyze")
+
+        async def once() -> float:
+            """A purchase and a disposal for each key, in a batch each; then the histories are as long as before."""
+            work = [[_trade(key + 1, number) for key in range(keys)] for number in (length, length + 1)]
+            started = time.perf_counter()
+            for batch in work:
+                await _book(pool, batch)
+            seconds = time.perf_counter() - started
+            await pool.execute("delete from transactions where transaction_date >= $1", work[0][0].transaction_date)
+            await pool.execute("delete from position_history where sequence > $1", length)
+            await pool.execute("truncate outbox_events")
+            await pool.execute("vacuum transactions, position_history, position_state, securities")
+            return seconds / (2 * keys) * 1e6
+
+        yield lambda: _median_of(once)
+
+
+async def _book(pool: Pool, batch: Sequence[Transaction]) -> None:
+    async with pool.acquire() as connection, connection.transaction():
+        await positions.apply(connection, list(enumerate(batch)), "FIFO")
+
+
+def _trade(portfolio: int, number: int) -> Transaction:
+    """The number-th of the portfolio, a minute after the one before: purchases of ten and disposals of six."""
+    at = datetime(2020, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
+    kind: TransactionType = "SELL" if number % 2 else "BUY"
+    quantity = Decimal(6 if kind == "SELL" else 10)
+    return Transaction(
+        f"P{portfolio}-{number:06}", f"P{portfolio}", _TARGET, at, kind, quantity, Decimal(10), quantity * 10
+    )
