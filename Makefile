@@ -38,7 +38,7 @@ $(PEERS): tests/bench/requirements.lock
 bench: setup peers  ## NAMES="positions herd": the benchmarks, each beside its baseline; writes bench.json
 	$(BIN)/python -m tests.bench $(NAMES) --json bench.json
 
-bench-quick: setup peers  ## a rough look in under two minutes
+bench-quick: setup peers  ## a rough look: smaller loads, one round
 	$(BIN)/python -m tests.bench $(NAMES) --quick --json bench.json
 
 simulate: setup  ## SECONDS=60: explore interleavings on models of Kafka and Postgres; TRAPS=1: take the guards out

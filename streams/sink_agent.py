@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from sinks import outbox
@@ -93,13 +94,8 @@ class Sink(Generic[T]):
     async def _commit(self, batch: Batch, decoding: Awaitable[_Decoded[T]]) -> None:
         """Commit one batch, or drop it when fenced. Nothing else leaves: a bug ends the process."""
         started = time.time()
-
         try:
-            decoded = await decoding
-
-            async def effect(connection: Connection, records: Sequence[Record]) -> tuple[Applied, list[DeadLetter]]:
-                return await self._effect(connection, records, decoded)
-
+            effect = partial(self._effect, await decoding)
             with metrics.BATCH_SECONDS.labels(self._topic).time():
                 outcomes = await self._app.offsets.apply(batch, effect, self._refuse)
         except Released:
@@ -119,7 +115,7 @@ class Sink(Generic[T]):
         self._report(batch, outcomes, started)
 
     async def _effect(
-        self, connection: Connection, records: Sequence[Record], decoded: _Decoded[T]
+        self, decoded: _Decoded[T], connection: Connection, records: Sequence[Record]
     ) -> tuple[Applied, list[DeadLetter]]:
         good = [(r.offset, decoded.good[r.offset]) for r in records if r.offset in decoded.good]
         letters = [decoded.letters[r.offset] for r in records if r.offset in decoded.letters]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from deploy.local.process import Command, last_line, run
 MAX_RECORD_BYTES = 2 * 1024 * 1024
 _FORMAT_TIMEOUT = 120.0
 _ASK_TIMEOUT = 5.0
-_JVM = ("-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
+_HEAP = "-Xms256m -Xmx512m"  # unless the environment has KAFKA_HEAP_OPTS, as Kafka's own scripts call it
+_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
 # The voters are named in the settings (and not by `format --standalone`, which writes the controller's port into
 # the log for good), so that a stack may start again on other ports.
@@ -160,8 +162,9 @@ class KafkaServer:
 
     def _java(self, *arguments: str) -> Command:
         logging = f"-Dlog4j2.configurationFile={self._folder / 'log4j2.properties'}"
+        heap = os.environ.get("KAFKA_HEAP_OPTS", _HEAP).split()
         return Command(
-            argv=(jars.java(), *_JVM, logging, "-cp", self._classpath, *arguments),
+            argv=(jars.java(), *heap, *_JVM, logging, "-cp", self._classpath, *arguments),
             log=self._log,
             cwd=self._folder,
             grace_seconds=30,

@@ -7,9 +7,10 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from deploy.local.errors import StackError
-from deploy.local.process import Command, identify, last_line, spawn, stop
+from deploy.local.process import Command, identify, last_line, set_large_log_aside, spawn, stop
 from deploy.local.state import ProcessState
 
 _POLL = 0.1
@@ -90,7 +91,7 @@ class Part:
             self._command = self._launch()
             self._process = spawn(self._command)
             self._changed()
-            was_ready |= await self._live(self._process)
+            was_ready |= await self._live(self._process, self._command.log)
             if self._stopping.is_set():
                 return
             self.ready, self.last_exit = False, self._process.returncode
@@ -104,11 +105,12 @@ class Part:
             self._hold = 0.0
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
-    async def _live(self, process: subprocess.Popen[bytes]) -> bool:
+    async def _live(self, process: subprocess.Popen[bytes], log: Path) -> bool:
         """Watch until it ends; whether it has ever been ready."""
         was_ready, look = False, 0.0
         while process.poll() is None and not self._stopping.is_set():
             if time.monotonic() >= look:
+                await asyncio.to_thread(set_large_log_aside, log)
                 ready = await self._is_ready()
                 was_ready |= ready
                 look = time.monotonic() + (_LOOK_AGAIN if ready else _POLL)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 _CLOCK_SLACK = 2.0  # seconds; a process's start time is rounded and moves when the clock is set
 _POLL = 0.05
-_LOG_LIMIT = 20_000_000  # bytes; a larger log is moved aside at the next start
+_LOG_LIMIT = 8_000_000  # bytes; a larger log is set aside, and replaces the one set aside before
 _KILL_WAIT = 10.0
 
 
@@ -71,7 +72,7 @@ def spawn(command: Command) -> subprocess.Popen[bytes]:
     Raises OSError when the program cannot be started.
     """
     command.log.parent.mkdir(parents=True, exist_ok=True)
-    _move_large_log(command.log)
+    set_large_log_aside(command.log)
     with command.log.open("ab") as log:
         return subprocess.Popen(
             list(command.argv),
@@ -146,6 +147,17 @@ def tail(log: Path, size: int = 8192) -> list[str]:
         return []
 
 
+def set_large_log_aside(log: Path) -> None:
+    """Copy a log that is too large to its `.log.1` and empty it, under a process that may be writing to it.
+
+    A line written between the two is lost: the process keeps its file, so the file cannot be replaced.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > _LOG_LIMIT:
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)
+
+
 def _gone(identity: Identity, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while identity.running() is not None:
@@ -172,9 +184,3 @@ def _account(user: str | None) -> dict[str, Any]:
     import pwd
 
     return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
-
-
-def _move_large_log(log: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if log.stat().st_size > _LOG_LIMIT:
-            log.replace(log.with_suffix(".log.1"))

@@ -24,7 +24,7 @@ NAMES = sorted(
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES) if NAMES else str)
-@click.option("--quick", is_flag=True, help="Smaller loads and fewer rounds: in under two minutes, for a rough look.")
+@click.option("--quick", is_flag=True, help="Smaller loads and fewer rounds, for a rough look.")
 @click.option("--rounds", type=click.IntRange(1, 50), help="Default: 5, quick: 1.")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
 def main(names: tuple[str, ...], quick: bool, rounds: int | None, file: Path | None) -> None:

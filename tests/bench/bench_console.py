@@ -15,7 +15,7 @@ import psutil
 from deploy.local.stack import Stack
 from sinks.database import connect
 from streams.settings import load_named
-from tests.bench.harness import Bench, Result
+from tests.bench.harness import Bench, Result, percentile
 
 _FILL = """
 insert into business_dates (business_date)
@@ -81,9 +81,8 @@ async def _look(bench: Bench, url: str, postmaster: psutil.Process, state: str, 
             await asyncio.sleep(0.5)
         used = (_cpu(postmaster) - before) / (time.monotonic() - begun)
         stream.cancel()
-    answers.sort()
-    percentile = answers[int(len(answers) * 0.99)]
-    bench.add(Result(f"overview, median ({state})", "ms", answers, note=f"99 %: {percentile:.0f} ms; wanted below 100"))
+    note = f"99 %: {percentile(99, answers):.0f} ms; wanted below 100"
+    bench.add(Result(f"overview, median ({state})", "ms", answers, note=note))
     bench.add(Result(f"Postgres while looking ({state})", "% of a core", [100 * used], note="wanted below 1"))
 
 

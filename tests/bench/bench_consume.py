@@ -6,7 +6,6 @@ The same records of the same topic, from its beginning, by each in turn; see tes
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 import uuid
@@ -15,45 +14,40 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from sinks.database import connect
-from streams.settings import Settings, load_named
-from streams.topics import PRICES, ensure_topics
-from tests.bench.harness import Bench
+from sinks.database import open_connection
+from streams.settings import Settings
+from streams.topics import PRICES
+from tests.bench.harness import Bench, Work
 from tests.bench.peers.run import PEERS, PEERS_PYTHON, run_peer
 
-PARTITIONS = 4
 _SECURITIES = 1_000
 _FIRST_DAY = date(2020, 1, 1)
 
 
 async def run(bench: Bench) -> None:
     """Every comparison on one topic. What is slow reads fewer records: rates are compared."""
-    kafka = await bench.kafka()
     async with bench.database() as dsn:
-        settings = load_named(
-            broker_url=kafka,
-            database_url=dsn,
-            data_dir=bench.folder / "consume",
-            topic_prefix=f"b{uuid.uuid4().hex[:8]}-",
-            input_partitions=PARTITIONS,
-        )
-        await ensure_topics(settings)
+        settings = await bench.settings(dsn)
         many, few = bench.size(600_000, 100_000), bench.size(60_000, 10_000)
         send_prices(settings, many)
         peers = Peers(bench, settings)
-        name = "consume, decode, fold: batch transport"
-        ours = peers.rate("batches", many)
-        await bench.compare(name, "records/s", ours, ("bare aiokafka getmany", peers.rate("bare", many)), wanted=0.7)
-        stock = peers.rate("stock", few, table=False)
-        await bench.compare(name, "records/s", ours, ("stock Faust agent, a dict", stock), wanted=20)
-        stock = peers.rate("stock", few, table=True)
-        await bench.compare(name, "records/s", ours, ("stock Faust agent, a table", stock), wanted=20)
+        others: list[tuple[str, Work, float]] = [
+            ("bare aiokafka getmany", peers.rate("bare", many), 0.7),
+            ("stock Faust agent, a dict", peers.rate("stock", few, table=False), 20),
+            ("stock Faust agent, a table", peers.rate("stock", few, table=True), 20),
+        ]
         if (PEERS / ".installed").exists():
-            await bench.compare(
-                name, "records/s", ours, ("Quix Streams, stateful", peers.rate("quix", few * 2)), wanted=3
-            )
+            others.append(("Quix Streams, stateful", peers.rate("quix", few * 2), 3))
         else:
             bench.say("Quix Streams is left out: run `make peers`")
+        for other, rate, wanted in others:
+            await bench.compare(
+                "consume, decode, fold: batch transport",
+                "records/s",
+                peers.rate("batches", many),
+                (other, rate),
+                wanted=wanted,
+            )
 
 
 class Peers:
@@ -63,32 +57,31 @@ class Peers:
         self._bench = bench
         self._settings = settings
 
-    def rate(self, name: str, records: int, **more: Any) -> Any:
+    def rate(self, name: str, records: int, **more: Any) -> Work:
         """A round of the peer: records per second."""
+        settings = self._settings
 
         async def once() -> float:
-            folder = tempfile.mkdtemp(dir=self._bench.folder)
-            group = uuid.uuid4().hex[:8]
-            topic = self._settings.topic(PRICES)
-            if name == "batches":  # its group is where its offsets are, so that is what is new
-                prefix = self._settings.topic_prefix
-                own = {"topic_prefix": prefix, "data_dir": folder, "web_port": 0, "session_timeout_seconds": 6}
-                own |= {"broker_url": self._settings.broker, "database_url": self._settings.dsn}
-                await forget_offsets(self._settings)
-                more["settings"], topic = own, PRICES
-            config = {
-                "bootstrap": self._settings.bootstrap_servers,
-                "topic": topic,
-                "records": records,
-                "partitions": PARTITIONS,
-                "group": group,
-                "folder": folder,
-                **more,
-            }
-            try:
+            await forget_offsets(settings)
+            with tempfile.TemporaryDirectory(dir=self._bench.folder, ignore_cleanup_errors=True) as folder:
+                config = {
+                    "bootstrap": settings.bootstrap_servers,
+                    "topic": settings.topic(PRICES),
+                    "records": records,
+                    "partitions": settings.input_partitions,
+                    "group": uuid.uuid4().hex[:8],
+                    "folder": folder,
+                    "settings": {
+                        "broker_url": settings.broker,
+                        "database_url": settings.dsn,
+                        "topic_prefix": settings.topic_prefix,
+                        "data_dir": folder,
+                        "web_port": 0,
+                        "session_timeout_seconds": 6,
+                    },
+                    **more,
+                }
                 found = await run_peer(name, config, PEERS_PYTHON if name.startswith("quix") else sys.executable)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
             return float(found["records"] / found["seconds"])
 
         return once
@@ -122,9 +115,6 @@ def send_prices(settings: Settings, count: int) -> None:
 
 
 async def forget_offsets(settings: Settings) -> None:
-    """So that the next `intake` worker begins at the logs' beginnings."""
-    connection = await connect(settings.dsn)
-    try:
+    """So that the next `intake` worker begins at the logs' beginnings; its group is where its offsets are."""
+    async with open_connection(settings.dsn) as connection:
         await connection.execute("delete from kafka_offsets where consumer_group = $1", settings.group("intake"))
-    finally:
-        await connection.close()

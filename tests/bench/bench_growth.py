@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
-import asyncpg
-
 from sinks import positions, prices, resets
 from sinks.database import Pool, connect_pool
 from sinks.model import Job, Price, Transaction, TransactionType
@@ -180,7 +178,7 @@ async def _corrections(bench: Bench, name: str, sizes: Sequence[tuple[str, _Book
 @asynccontextmanager
 async def _corrected(bench: Bench, books: _Books) -> AsyncIterator[Work]:
     """Microseconds per snapshot that changes, of a correction in such books."""
-    async with _database(bench) as pool:
+    async with bench.database() as dsn, await connect_pool(dsn, size=2) as pool:
         await books.fill(pool)
         valuation, price, rows = Valuation(pool, _VALUATION_KEYS), Decimal(20), books.holders * books.dirty
 
@@ -200,16 +198,6 @@ async def _corrected(bench: Bench, books: _Books) -> AsyncIterator[Work]:
 
 async def _median_of(once: Callable[[], Awaitable[float]]) -> float:
     return statistics.median([await once() for _ in range(_REPEATED)])
-
-
-@asynccontextmanager
-async def _database(bench: Bench) -> AsyncIterator[asyncpg.Pool]:
-    async with bench.database() as dsn:
-        pool = await connect_pool(dsn, size=2)
-        try:
-            yield pool
-        finally:
-            await pool.close()
 
 
 # -- appends to longer and longer histories -----------------------------------------------------------------------
@@ -244,7 +232,7 @@ async def _by_transactions(bench: Bench) -> None:
 @asynccontextmanager
 async def _appended(bench: Bench, keys: int, length: int) -> AsyncIterator[Work]:
     """Microseconds per transaction appended to such keys."""
-    async with _database(bench) as pool:
+    async with bench.database() as dsn, await connect_pool(dsn, size=2) as pool:
         await _book(pool, [_trade(0, number) for number in range(length)])
         await pool.execute(_COPY_KEYS, keys)
         for table in ("transactions", "position_history"):

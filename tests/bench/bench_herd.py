@@ -24,7 +24,7 @@ from sinks.database import connect_pool
 from sinks.limiter import set_first_value
 from sinks.model import Job, Price
 from sinks.valuation import Valuation
-from tests.bench.harness import Bench, Result, Work, timed
+from tests.bench.harness import Bench, Result, Work, percentile, timed
 from tests.herd import HerdWorker, herd_worker, issue, load, until
 
 _DATES = 20
@@ -279,7 +279,7 @@ async def _live_traffic(bench: Bench) -> None:
                 await worker.drained()
             stop.set()
             latencies = sorted(seconds for found in await asyncio.gather(*live) for seconds in found)
-            p99 = latencies[int(len(latencies) * 0.99)]
+            p99 = percentile(99, latencies)
             target = worker.settings.reset_chunk_target_ms
             bench.add(
                 Result(

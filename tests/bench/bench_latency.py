@@ -18,7 +18,6 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from sinks import calendar, positions, prices
@@ -28,7 +27,7 @@ from sinks.valuation import Valuation
 from streams.settings import Settings
 from streams.topics import PRICES, STATUS, TRIGGERS
 from tests.bench.bench_growth import correct
-from tests.bench.harness import Bench, Result
+from tests.bench.harness import AS_BY_DEFAULT, Bench, Result, percentile
 from tests.topology import run_topology
 
 _HOLDERS = 1_000
@@ -40,7 +39,6 @@ _WARM_UP = 5  # late prices until plans and connections have settled
 _LONGEST_PAUSE = 1.0  # seconds; longer than any polling interval
 _LONGEST_SECONDS = 60.0
 _VALUATION_KEYS = 2_000
-_AS_BY_DEFAULT: dict[str, Any] = {"internal_partitions": 4, "input_partitions": 4, "session_timeout_seconds": 15}
 
 # When statements that move watermarks began their transaction and ended, and which worker ran them: a row of its own
 # for each statement, so what it costs is not seen. Nothing else tells when a valuation begins.
@@ -96,8 +94,8 @@ async def run(bench: Bench) -> None:
         await _fill(dsn)
         await _fill(other_dsn)
         async with (
-            _pool(other_dsn) as other,
-            run_topology(kafka, dsn, bench.folder, **_AS_BY_DEFAULT) as topology,
+            await connect_pool(other_dsn, size=2) as other,
+            run_topology(kafka, dsn, bench.folder, **AS_BY_DEFAULT) as topology,
             _observed(topology.settings, topology.pool) as observer,
         ):
             direct = Direct(other)
@@ -128,22 +126,26 @@ def _report(bench: Bench, found: Sequence[Moments], alone: Sequence[float]) -> N
     name, note = f"one late price, {_HOLDERS:,} holders, idle", f"less is better; {len(found)} prices"
     baseline = "the same statements, no Kafka"
     bench.add(Result(f"{name}: right in Postgres, p50", "ms", total, baseline, plain, note=f"{note}, ratio too"))
-    bench.add(Result(f"{name}: right in Postgres, p99", "ms", [_p(99, total)], baseline, [_p(99, plain)], note=note))
+    bench.add(
+        Result(
+            f"{name}: right in Postgres, p99",
+            "ms",
+            [percentile(99, total)],
+            baseline,
+            [percentile(99, plain)],
+            note=note,
+        )
+    )
     bench.add(Result(f"{name}: BOOKS_RIGHT in a consumer's hands, p50", "ms", told, note=note))
-    bench.add(Result(f"{name}: BOOKS_RIGHT in a consumer's hands, p99", "ms", [_p(99, told)], note=note))
+    bench.add(Result(f"{name}: BOOKS_RIGHT in a consumer's hands, p99", "ms", [percentile(99, told)], note=note))
     for number, (begin, end, what) in enumerate(_STAGES, 1):
         times = _milliseconds(found, begin, end)
-        spread = f"10 % below {_p(10, times):.1f}, 90 % below {_p(90, times):.1f}"
+        spread = f"10 % below {percentile(10, times):.1f}, 90 % below {percentile(90, times):.1f}"
         bench.add(Result(f"  {number}. {what}", "ms", times, note=f"less is better; {spread}"))
 
 
 def _milliseconds(found: Sequence[Moments], begin: str, end: str) -> list[float]:
     return [1_000 * (moments[end] - moments[begin]) for moments in found]
-
-
-def _p(percent: int, values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[round(percent / 100 * (len(ordered) - 1))]
 
 
 # -- a late price through the topology ----------------------------------------------------------------------------
@@ -231,15 +233,6 @@ class Direct:
         return time.perf_counter() - started
 
 
-@asynccontextmanager
-async def _pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
-    pool = await connect_pool(dsn, size=2)
-    try:
-        yield pool
-    finally:
-        await pool.close()
-
-
 async def _fill(dsn: str) -> None:
     """Valued books, by the sinks themselves, so that the auditor in the background has nothing to tell."""
     at = datetime.combine(_DAYS[0], datetime.min.time(), UTC)
@@ -252,7 +245,7 @@ async def _fill(dsn: str) -> None:
         lambda c: positions.apply(c, list(enumerate(trades)), "FIFO"),
         lambda c: calendar.apply(c, _DAYS),
     ]
-    async with _pool(dsn) as pool:
+    async with await connect_pool(dsn, size=2) as pool:
         for step in steps:
             async with pool.acquire() as connection, connection.transaction():
                 await step(connection)

@@ -10,18 +10,14 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from deploy.local.stack import Stack
 from sinks import prices
-from sinks.database import Connection, connect
+from sinks.database import Connection, open_connection
 from streams.records import decode_price
-from streams.settings import Settings, load_named
-from streams.topics import ensure_topics
-from tests.bench.bench_consume import PARTITIONS, Peers, forget_offsets, price, send_prices
+from streams.settings import Settings
+from tests.bench.bench_consume import Peers, forget_offsets, price, send_prices
 from tests.bench.harness import Bench, timed
 from tests.bench.peers.run import PEERS
 
@@ -31,18 +27,9 @@ _LONGEST_SECONDS = 300.0
 
 async def run(bench: Bench) -> None:
     """Both comparisons on one topic; the table is emptied before each round."""
-    kafka = await bench.kafka()
     count = bench.size(300_000, 60_000)
-    async with bench.database() as dsn, _connection(dsn) as connection:
-        settings = load_named(
-            broker_url=kafka,
-            database_url=dsn,
-            data_dir=bench.folder / "prices",
-            topic_prefix=f"b{uuid.uuid4().hex[:8]}-",
-            input_partitions=PARTITIONS,
-            batch_records=_BATCH,
-        )
-        await ensure_topics(settings)
+    async with bench.database() as dsn, open_connection(dsn) as connection:
+        settings = await bench.settings(dsn, batch_records=_BATCH)
         send_prices(settings, count)
         rows = [decode_price(json.dumps(price(number)).encode()) for number in range(count)]
         name = "prices into Postgres, exactly once"
@@ -111,12 +98,3 @@ async def _passed(connection: Connection, settings: Settings) -> int:
         settings.topic("prices"),
     )
     return found
-
-
-@asynccontextmanager
-async def _connection(dsn: str) -> AsyncIterator[Any]:
-    connection = await connect(dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()

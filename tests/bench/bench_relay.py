@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import tempfile
 import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from pathlib import Path
 
 import asyncpg
 import msgspec
@@ -20,25 +17,18 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from sinks import outbox, positions
 from sinks.database import connect_pool
 from streams.relay import Relay
-from streams.settings import Settings, load_named
-from streams.topics import PROCESSED, ensure_topics
+from streams.settings import Settings
+from streams.topics import PROCESSED
 from tests.bench.bench_positions import trade
-from tests.bench.harness import Bench, Result, timed
+from tests.bench.harness import Bench, Result, percentile, timed
 
 _WAIT_SECONDS = 120.0
 
 
 async def run(bench: Bench) -> None:
     """Throughput of queued rows and of a replay, and idle latency."""
-    kafka = await bench.kafka()
     async with bench.database() as dsn:
-        settings = load_named(
-            broker_url=kafka,
-            database_url=dsn,
-            data_dir=Path(tempfile.gettempdir()),
-            topic_prefix=f"b{uuid.uuid4().hex[:8]}-",
-        )
-        await ensure_topics(settings)
+        settings = await bench.settings(dsn)
         pool = await connect_pool(dsn)
         try:
             await _throughput(bench, settings, pool)
@@ -166,9 +156,9 @@ async def _latency(bench: Bench, settings: Settings, pool: asyncpg.Pool) -> None
             await outbox_ready(pool)
             for number in range(bench.rounds):
                 bench.say(f"relay, idle latency: round {number + 1} of {bench.rounds}")
-                figures = sorted([await _one(consumer, pool, f"{number}-{n}".encode()) for n in range(count)])
+                figures = [await _one(consumer, pool, f"{number}-{n}".encode()) for n in range(count)]
                 p50s.append(statistics.median(figures))
-                p99s.append(figures[int(0.99 * (count - 1))])
+                p99s.append(percentile(99, figures))
     finally:
         await consumer.stop()
     bench.add(Result("relay, idle: commit to consumer, p99", "ms", p99s, wanted=50, note="less is better"))

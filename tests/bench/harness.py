@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -26,8 +26,17 @@ from deploy.local.part import Part
 from deploy.local.ports import Ports
 from deploy.local.postgres import PostgresServer
 from sinks.database import migrate
+from streams.settings import Settings
+from streams.topics import ensure_topics
+from tests.topology import settings_for
 
 _START_SECONDS = 120.0
+
+AS_BY_DEFAULT: dict[str, Any] = {
+    name: Settings.model_fields[name].default
+    for name in ("internal_partitions", "input_partitions", "session_timeout_seconds")
+}
+"""What tests make smaller: benchmarks run with what users have."""
 
 Work = Callable[[], Awaitable[float]]
 """One round: returns the units of work done per second, or anything else of which more is better."""
@@ -129,6 +138,12 @@ class Bench:
             self._kafka = server
         return self._kafka.url
 
+    async def settings(self, dsn: str, **changes: Any) -> Settings:
+        """For this database and the run's Kafka, under a prefix of their own; the topics are there."""
+        settings = settings_for(await self.kafka(), dsn, self.folder, **AS_BY_DEFAULT | changes)
+        await ensure_topics(settings)
+        return settings
+
     async def _serve(self, name: str, server: PostgresServer | KafkaServer) -> None:
         await server.prepare()
         part = Part(name, server.launch, server.ready, lambda: None)
@@ -164,6 +179,12 @@ async def timed(work: Awaitable[Any]) -> float:
     started = time.perf_counter()
     await work
     return time.perf_counter() - started
+
+
+def percentile(percent: int, values: Sequence[float]) -> float:
+    """The value that so many per cent of the others are below; of too few values the largest."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
 def as_json(results: list[Result]) -> dict[str, Any]:

@@ -64,8 +64,7 @@ async def kill_worker(victims: Victims, chance: random.Random) -> str:
 async def lose_worker(victims: Victims, chance: random.Random) -> str:
     """kill -9 of a worker with input partitions, as with its host: it does not come back before it has an heir."""
     workers = [stack.workers["intake"] for stack in (victims.stack, victims.spare)]
-    await _until(lambda: all(worker.ready for worker in workers), 2 * victims.session_seconds)
-    if not all(worker.ready for worker in workers):
+    if not await _until(lambda: all(worker.ready for worker in workers), 2 * victims.session_seconds):
         return "nobody to lose: there would be no heir"
     worker = chance.choice(workers)
     worker.hold(victims.session_seconds + _HEIR_SECONDS)
@@ -174,8 +173,8 @@ async def fill_disk(victims: Victims, chance: random.Random) -> str:
         return "no disk to fill"
     restarts = worker.restarts
     resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (max([1, *sizes]), resource.RLIM_INFINITY))
-    await _until(lambda: worker.restarts > restarts, 10)
-    return "disk of the trigger table full" + ("" if worker.restarts > restarts else ", for the next write")
+    ended = await _until(lambda: worker.restarts > restarts, 10)
+    return "disk of the trigger table full" + ("" if ended else ", for the next write")
 
 
 def _proxy(victims: Victims, chance: random.Random) -> tuple[Proxy, str]:
@@ -185,13 +184,15 @@ def _proxy(victims: Victims, chance: random.Random) -> tuple[Proxy, str]:
     return victims.cluster.postgres_proxy, "Postgres"
 
 
-async def _until(condition: Callable[[], bool], seconds: float) -> None:
+async def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether it came true in time."""
     try:
         async with asyncio.timeout(seconds):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        pass
+        return False
+    return True
 
 
 FAULTS: dict[str, Fault] = {

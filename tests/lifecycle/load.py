@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import asyncpg
 from aiokafka import AIOKafkaProducer
 
+from deploy.local.stack import Stack
 from tests.chaos.load import Sent, make
 from tests.topology import Topology
 from tidemark.oracle.fold import fold_inputs
@@ -30,6 +31,11 @@ union all
 select 'books', count(*) filter (where right_at is not null), bool_or(reset_at is not null and right_at is null)
     from corrections
 """
+
+
+async def all_ready(stack: Stack) -> bool:
+    """Whether every worker of the stack serves."""
+    return all(worker.ready for worker in stack.workers.values())
 
 
 @dataclass

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from deploy.local.stack import Stack
-from tests.lifecycle.load import books_are_right, flowing
+from tests.lifecycle.load import all_ready, books_are_right, flowing
 from tests.topology import run_topology, until
 
 _ROLES = ("intake", "triggers", "books")
@@ -33,9 +33,5 @@ async def test_from_one_to_three_and_back(kafka: str, empty_database: str, folde
             await until(three, "three workers of each role", 60)
             await asyncio.sleep(5)  # a while of work for all of them
             await more.aclose()
-
-            async def one() -> bool:
-                return all(worker.ready for worker in topology.stack.workers.values())
-
-            await until(one, "the first ones, alone again", 60)
+            await until(lambda: all_ready(topology.stack), "the first ones, alone again", 60)
         await books_are_right(topology, flow)

@@ -14,7 +14,7 @@ from deploy.local.stack import Stack
 from sinks.database import connect_pool
 from streams.settings import ROLES, load_named
 from tests.chaos.cluster import Cluster, run_cluster
-from tests.lifecycle.load import books_are_right, flowing
+from tests.lifecycle.load import all_ready, books_are_right, flowing
 from tests.topology import Topology, until
 
 _SHUTDOWN_SECONDS = 4.0
@@ -77,10 +77,6 @@ def crash(part: Part, how: signal.Signals) -> None:
     assert part.pid
     part.hold(_AWAY_SECONDS)
     os.kill(part.pid, how)
-
-
-async def all_ready(stack: Stack) -> bool:
-    return all(worker.ready for worker in stack.workers.values())
 
 
 async def ended(stack: Stack, before: dict[str, int | None]) -> bool:

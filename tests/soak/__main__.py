@@ -1,13 +1,15 @@
 """`make soak MINUTES=60`: mixed load, the background auditor on, memory and disk of every process sampled.
 
-Exits with 1 when the auditor found a difference, the books are not right in the end, a worker ended, or the memory of a
-process was not level after the warm-up (the first sixth of the time, at most ten minutes).
+What a stack keeps for days is kept for minutes, so that memory and disk must be level after the warm-up (the first
+sixth of the time, at most ten minutes). Exits with 1 when one is not, the auditor found a difference, the books are not
+right in the end, or a worker ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -24,6 +26,7 @@ from deploy.local.stack import Stack
 from sinks.database import connect
 from streams.settings import Settings, load_named
 from tests.soak.load import Load
+from tests.soak.retention import HEAP, KEEP_DAYS, keep_minutes
 from tests.soak.sampling import Samples, verdict
 from tidemark.audit import audit_books
 
@@ -34,6 +37,10 @@ _PENDING = """
 select (select count(*) from dirty_keys) + (select count(*) from corrections where right_at is null)
      + (select count(*) from outbox_events) as waiting,
        (select coalesce(sum(next_offset), 0) from kafka_offsets where consumer_group like '%intake') as consumed
+"""
+_TABLES = """
+select relname as name, pg_total_relation_size(oid) / 1048576.0 as mib from pg_class
+where relkind = 'r' and oid >= 16384 order by mib desc limit 8
 """
 _SUMMARY = """
 select (select count(*) from daily_position_snapshots) as snapshots, (select count(*) from position_state) as keys,
@@ -62,11 +69,20 @@ def main(minutes: float, rate: int, seed: int, file: Path | None) -> None:
 
 
 async def _soak(folder: Path, seconds: float, rate: int, seed: int) -> dict[str, Any]:
-    settings = load_named(data_dir=folder / "stack", audit_share=0.1, broker_url=None, database_url=None)
+    settings = load_named(
+        data_dir=folder / "stack",
+        audit_share=0.1,
+        retain_superseded_history_days=KEEP_DAYS,
+        retain_finished_jobs_days=KEEP_DAYS,
+        broker_url=None,
+        database_url=None,
+    )
+    os.environ["KAFKA_HEAP_OPTS"] = HEAP
     stack = Stack(settings)
     samples = Samples(folder / "stack")
     await stack.start()
     try:
+        await keep_minutes(stack.settings)
         load = Load(seed)
         started = time.monotonic()
         await _drive(stack, load, samples, seconds, rate)
@@ -126,6 +142,7 @@ async def _report(stack: Stack, load: Load, samples: Samples, loaded: float, wro
     connection = await connect(settings.dsn)
     try:
         summary = dict(await connection.fetchrow(_SUMMARY))
+        tables = {row["name"]: round(float(row["mib"]), 1) for row in await connection.fetch(_TABLES)}
     finally:
         await connection.close()
     processes = samples.judge(loaded)
@@ -136,7 +153,12 @@ async def _report(stack: Stack, load: Load, samples: Samples, loaded: float, wro
         *([] if summary.pop("passed") else ["the background auditor has not been through all keys"]),
         *([f"{found.waiting_count} keys still wait"] if found.waiting_count else []),
         *([f"{stack.restarts} workers ended"] if stack.restarts else []),
-        *(f"{name}: memory is not level" for name, process in processes.items() if not process["memory_level"]),
+        *(
+            f"{name}: {kind} is not level"
+            for name, process in processes.items()
+            for kind in ("memory", "disk")
+            if not process[f"{kind}_level"]
+        ),
     ]
     return {
         "minutes": loaded / 60,
@@ -146,6 +168,7 @@ async def _report(stack: Stack, load: Load, samples: Samples, loaded: float, wro
         "differences": found.difference_count,
         "differences_in_background": background,
         **summary,
+        "tables_mib": tables,
         "wrong": wrong,
         "processes": processes,
         "samples": samples.rows,

@@ -10,6 +10,7 @@ import uvloop
 from sinks.offsets import Batch
 from streams.app import App
 from streams.settings import load_named
+from streams.topics import PRICES
 from tests.bench.peers.fold import Clock, State, config, fold
 
 wanted, state = config(), State()
@@ -17,7 +18,7 @@ clock = Clock(wanted["records"])
 app = App("intake", load_named(**wanted["settings"]))
 
 
-@app.agent(app.input(wanted["topic"]))
+@app.agent(app.input(PRICES))
 async def read(batches: AsyncIterable[Batch]) -> None:
     """Read and fold."""
     async for batch in batches:

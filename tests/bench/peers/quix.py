@@ -1,25 +1,19 @@
-"""Quix Streams, its state in RocksDB with a changelog, as it comes. Needs the packages of requirements-bench.lock."""
+"""Quix Streams, its state in RocksDB with a changelog, as it comes."""
 
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any
 
-from quixstreams import Application, State
+from quixstreams import State
 
 from sinks.model import Price
 from streams.records import decode_price
 from tests.bench.peers.fold import Clock, config
+from tests.bench.peers.quix_prices import open_prices
 
 wanted = config()
 clock = Clock(wanted["records"])
-app = Application(
-    broker_address=wanted["bootstrap"],
-    consumer_group=wanted["group"],
-    auto_offset_reset="earliest",
-    state_dir=wanted["folder"],
-    loglevel="WARNING",
-)
+app, prices = open_prices(wanted)
 
 
 def fold(price: Price, state: State) -> None:
@@ -30,6 +24,5 @@ def fold(price: Price, state: State) -> None:
     clock.done(1, {})
 
 
-topic: Any = app.topic(wanted["topic"], value_deserializer="bytes", key_deserializer="bytes")
-frame = app.dataframe(topic).apply(decode_price).update(fold, stateful=True)
+prices.apply(decode_price).update(fold, stateful=True)
 app.run()

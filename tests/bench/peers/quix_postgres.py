@@ -1,27 +1,20 @@
-"""Quix Streams with its own Postgres sink (at least once). Needs the packages of requirements-bench.lock."""
+"""Quix Streams with its own Postgres sink (at least once)."""
 
 from __future__ import annotations
 
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from quixstreams import Application
 from quixstreams.sinks.community.postgresql import PostgreSQLSink
 
 from streams.records import decode_price
 from tests.bench.peers.fold import Clock, config
+from tests.bench.peers.quix_prices import open_prices
 
 wanted = config()
 clock = Clock(wanted["records"])
 database = urlsplit(wanted["database_url"])
-app = Application(
-    broker_address=wanted["bootstrap"],
-    consumer_group=wanted["group"],
-    auto_offset_reset="earliest",
-    state_dir=wanted["folder"],
-    commit_every=wanted["batch"],
-    loglevel="WARNING",
-)
+app, prices = open_prices(wanted, commit_every=wanted["batch"])
 sink = PostgreSQLSink(
     host=database.hostname or "",
     port=database.port or 0,
@@ -49,7 +42,6 @@ def row(value: bytes) -> dict[str, Any]:
     }
 
 
-topic: Any = app.topic(wanted["topic"], value_deserializer="bytes", key_deserializer="bytes")
-app.dataframe(topic).apply(row).sink(sink)
+prices.apply(row).sink(sink)
 app.run(count=wanted["records"], collect=False)  # flushes and commits before it returns
 clock.report(None)
