@@ -57,6 +57,13 @@ select portfolio_id, security_id, least(watermark_date + 1, (
            where c.security_id = dirty_keys.security_id and c.right_at is null and c.reset_at is null)) as dirty_from
 from dirty_keys where {}
 """
+# The view is planned by itself, and a list of keys does not reach into it; each of them does.
+_DIRTY_LISTED = f"""
+select listed.* from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
+cross join lateral (
+    {_DIRTY.format("security_id = key.security_id and portfolio_id = key.portfolio_id")} offset 0
+) as listed
+"""
 
 _COUNT = f"select count(*) from position_state where {_IN_RANGE}"
 _BOUNDARY = f"""
@@ -139,9 +146,10 @@ class BooksReader:
         """Everything about the piece's keys. Extra rows of keys that have no state belong to a range too."""
         arguments: tuple[Any, ...]
         if piece.keys is None:
-            condition, arguments = _IN_RANGE, (*piece.after, *piece.upto)
+            condition, dirty, arguments = _IN_RANGE, _DIRTY, (*piece.after, *piece.upto)
         else:
-            condition, arguments = _IN_LIST, ([key[0] for key in piece.keys], [key[1] for key in piece.keys])
+            condition, dirty = _IN_LIST, _DIRTY_LISTED
+            arguments = ([key[0] for key in piece.keys], [key[1] for key in piece.keys])
 
         async def fetch(sql: str) -> Rows:
             rows: Rows = await self._connection.fetch(sql.format(condition), *arguments)
@@ -156,7 +164,7 @@ class BooksReader:
             history=await fetch(_HISTORY),
             snapshots=await fetch(_SNAPSHOTS),
             states=await fetch(_STATES),
-            dirty={(row[0], row[1]): row[2] for row in await fetch(_DIRTY)},
+            dirty={(row[0], row[1]): row[2] for row in await fetch(dirty)},
         )
 
 

@@ -75,7 +75,7 @@ returning security_id, seq
 
 # One scan of the security's keys, however many corrections are open.
 _SETTLE = """
-with open_keys as (
+with open_keys as materialized (
     select security_id, (select min(s.reset_seq) from position_state s where s.security_id = open.security_id) as seq
     from (select distinct security_id from corrections
           where security_id = any($1::text[]) and right_at is null and reset_at is not null) as open

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from sinks import holders
+from sinks import calendar, holders
 from sinks.database import Connection
 
 _LEDGER = """
@@ -19,25 +19,22 @@ select (select max(business_date) from business_dates) as business_date,
 from corrections where right_at is null
 """
 
-# Only securities with work due are looked into, so that quiet books cost nothing however many keys there are.
+# Only securities with work due are looked into, so that quiet books cost nothing however many keys there are: L is an
+# argument, so that the plan is one for as many securities as are behind it.
 _KEYS = f"""
-with latest as (select max(business_date) as business_date from business_dates),
-behind as (
-    select k.watermark_date, count(*) filter (where {holders.due("k", "latest.business_date")}) as keys,
+with behind as (
+    select k.watermark_date, count(*) filter (where {holders.due("k", "$1::date")}) as keys,
            count(*) filter (where k.status = 'REPROCESSING') as active
-    from securities s
-    join latest on s.valued_through < latest.business_date
-    join position_state k on k.security_id = s.security_id
+    from securities s join position_state k using (security_id)
+    where s.valued_through < $1
     group by k.watermark_date
 )
-select coalesce(sum(b.active), 0)::bigint as active_keys,
-       coalesce(sum(b.keys), 0)::bigint as dirty_keys,
-       coalesce(sum(b.keys * (select count(*) from business_dates d where d.business_date > b.watermark_date)),
+select coalesce(sum(active), 0)::bigint as active_keys,
+       coalesce(sum(keys), 0)::bigint as dirty_keys,
+       coalesce(sum(keys * (select count(*) from business_dates d where d.business_date > watermark_date)),
                 0)::bigint as dirty_snapshots,
-       coalesce(latest.business_date - min(greatest(b.watermark_date, date '1899-12-31')) filter (where b.keys > 0), 0)
-           as gap_days
-from latest left join behind b on true
-group by latest.business_date
+       coalesce($1 - min(greatest(watermark_date, date '1899-12-31')) filter (where keys > 0), 0) as gap_days
+from behind
 """
 
 _KEY = """
@@ -82,9 +79,10 @@ async def read_ledger(connection: Connection) -> dict[str, Any]:
 
 
 async def count_keys(connection: Connection) -> dict[str, Any]:
-    """The other part; cost: the keys of securities with work due. In a transaction, of which it changes a setting."""
+    """The other part; cost: the keys of securities with work due. In a transaction, of which it changes settings."""
     await connection.execute("set local max_parallel_workers_per_gather = 0")  # cheap rather than quick
-    row = await connection.fetchrow(_KEYS)
+    await connection.execute("set local plan_cache_mode = force_custom_plan")
+    row = await connection.fetchrow(_KEYS, await calendar.latest_closed(connection))
     assert row is not None
     return dict(row)
 
