@@ -1,9 +1,9 @@
 """A run of events whose records, table writes and acknowledgements are made together, in that order, at its end.
 
 Faust writes a table's value, and a record of its changelog, at each assignment, and acknowledges an event when the
-agent asks for the next. A run ends when no event waits, so an idle worker does both at once; while events wait, many
-of one key cost one write, and the broker's answers to what was published are awaited together. No event is
-acknowledged before the writes that follow from it.
+agent asks for the next. A run ends when no more events have been fetched, so an idle worker does both at once; in a
+burst many events of one key cost one write, and the broker's answers to what was published are awaited together. No
+event is acknowledged before the writes that follow from it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,14 @@ class WriteBehind:
         async for event in self._stream.events():
             self._events.append(event)
             yield event
-            if len(self._events) < _MOST and self._waiting.empty():
-                await asyncio.sleep(0)  # Faust hands over what it has fetched one by one
-            if len(self._events) >= _MOST or self._waiting.empty():
+            if len(self._events) >= _MOST or not await self._more():
                 await self._end()
+
+    async def _more(self) -> bool:
+        """Whether an event waits, or is about to. Never waits for one that has not been fetched."""
+        while self._waiting.empty() and self._app.consumer.undelivered and not self._app.should_stop:  # noqa: ASYNC110
+            await asyncio.sleep(0)  # the fetcher's turn: it needs a few for each event
+        return not self._waiting.empty()
 
     def get(self, key: bytes) -> bytes | None:
         """The value as the events of this run have left it."""

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
+from deploy.local.part import Part
+from deploy.local.stack import Stack
 from streams import topics
 from streams.settings import Settings
-from tests.topology import Topology, run_topology, until
+from streams.topics import ensure_topics
+from tests.reading import read_all
+from tests.topology import Topology, run_topology, settings_for, until
 
 _BURST = 2_000
 _OTHERS = 100
+_COMMITS = 2.5  # seconds; a worker commits every second
 
 
 def trigger(security: str, seq: int, day: int) -> tuple[bytes, bytes]:
@@ -112,14 +121,8 @@ async def test_nothing_of_a_burst_is_lost_with_its_worker(kafka: str, empty_data
         for kills in range(1, 4):
             first = await end(topology.settings, jobs)
             await send(topology.settings, burst() + [trigger(f"K{kills}-{n}", 1, 5) for n in range(_OTHERS)])
-            await until(lambda first=first: published_since(topology.settings, jobs, first), "the burst under way", 30)
-            assert worker.pid
-            os.kill(worker.pid, signal.SIGKILL)
-
-            async def again(kills: int = kills) -> bool:
-                return worker.restarts == kills and worker.ready
-
-            await until(again, "another worker", 60)
+            await until(partial(published_since, topology.settings, jobs, first), "the burst under way", 30)
+            await kill(worker)
         await until(lambda: as_all_triggers_say(topology), "the last trigger's effect")
         await until(lambda: all_acknowledged(topology.settings), "everything acknowledged")
         published = {record.key for record in await topology.read(topics.JOBS)}
@@ -129,6 +132,56 @@ async def test_nothing_of_a_burst_is_lost_with_its_worker(kafka: str, empty_data
         for security in ("T0", "K1-0", f"K3-{_OTHERS - 1}"):
             assert await in_flight(topology, security), security
         worker.restarts = 0  # on purpose
+
+
+@pytest.mark.parametrize(("protections", "lost"), [([], False), (["-m", "tests.chaos.sabotage", "ack_first"], True)])
+async def test_no_trigger_is_acknowledged_before_the_broker_has_its_job(
+    kafka: str, empty_database: str, folder: Path, protections: list[str], lost: bool
+) -> None:
+    """There is no job topic while the worker decides, commits what it has acknowledged, and dies."""
+    settings = settings_for(kafka, empty_database, folder, internal_partitions=1)
+    stack = Stack(settings, roles=["triggers"], program=[sys.executable, *(protections or ["-m", "tidemark"])])
+    await stack.start()
+    try:
+        worker = stack.workers["triggers"]
+        await delete(settings, topics.JOBS)
+        await send(settings, [trigger(f"T{number}", 1, 5) for number in range(_OTHERS)])
+        await until(lambda: taken(stack), "a trigger taken")
+        await asyncio.sleep(_COMMITS)  # what was acknowledged is committed by now
+        assert worker.pid
+        os.kill(worker.pid, signal.SIGKILL)
+        await ensure_topics(settings)
+        await until(lambda: all_acknowledged(settings), "everything acknowledged")
+        published = {record.key for record in (await read_all(settings, topics.JOBS))[0]}
+        assert (published != {f"T{number}".encode() for number in range(_OTHERS)}) == lost
+    finally:
+        await stack.stop()
+
+
+async def kill(worker: Part) -> None:
+    """Kill it; returns when another one serves."""
+    assert worker.pid
+    before = worker.restarts
+    os.kill(worker.pid, signal.SIGKILL)
+
+    async def again() -> bool:
+        return worker.restarts > before and worker.ready
+
+    await until(again, "another worker", 60)
+
+
+async def delete(settings: Settings, topic: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.delete_topics([settings.topic(topic)])
+    finally:
+        await admin.close()
+
+
+async def taken(stack: Stack) -> bool:
+    async with aiohttp.ClientSession() as web, web.get(f"{stack.worker_url('triggers')}/metrics") as response:
+        return 'trigger_events_total{kind="trigger"}' in await response.text()
 
 
 async def published_since(settings: Settings, topic: str, first: int) -> bool:
