@@ -63,7 +63,7 @@ class _Bursts:
             started = time.perf_counter()
             await asyncio.to_thread(self._send, int(before))
             async with asyncio.timeout(_WAIT_SECONDS):
-                while await self._taken() < before + self._count:
+                while await self._taken() < before + self._count:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             return self._count / (time.perf_counter() - started)
 

@@ -133,6 +133,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
         deaf,
         gated,
         ack_first,
+        one_by_one,
         bug_in_decoder,
         slow_seek,
         lose_fetches,
