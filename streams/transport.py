@@ -124,6 +124,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._position: dict[TP, int] = {}  # where the next batch starts
         self._left: dict[TP, int] = {}  # where the last fetch left the client
         self._fetching = asyncio.Lock()  # a fetch must not straddle a seek
+        self.undelivered = 0
+        """Records fetched, and not in an agent's queue yet: Faust hands them over one by one."""
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> Any:
@@ -134,8 +136,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
         """Fetch; whatever the fetcher calls from here on knows that it is not Recovery."""
         _inside_fetcher.set(True)
-        async for item in super().getmany(timeout):
-            yield item
+        try:
+            async for item in super().getmany(timeout):
+                yield item
+                self.undelivered -= 1
+        finally:
+            self.undelivered = 0
 
     async def perform_seek(self) -> None:
         """Claim every assigned batch partition and seek to the offset that Postgres holds."""
@@ -183,7 +189,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> dict[TP, list[Any]]:
         active = set(active_partitions or ())  # a snapshot: Faust changes the live set during the await
         async with self._fetching:
-            return await self._fetch_all(active, min(timeout, _FETCH_SECONDS)) if self.flow_active else {}
+            found = await self._fetch_all(active, min(timeout, _FETCH_SECONDS)) if self.flow_active else {}
+        self.undelivered = sum(map(len, found.values()))
+        return found
 
     async def _fetch_all(self, active: set[TP], timeout: float) -> dict[TP, list[Any]]:
         batched = self._batch_partitions(active)

@@ -1,13 +1,13 @@
 """Role `triggers`: the trigger agent with its table, and the web view (design, Trigger agent and table).
 
 One agent reads triggers and statuses, so that a security's events are taken one after another. It is the job topic's
-only writer: publish, wait for the broker's ack, then write the table.
+only writer: publish, wait for the broker's ack, then write the table, then acknowledge (`streams/write_behind.py`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterable
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from streams import health, logs, metrics, observer, topics
 from streams.app import App
 from streams.settings import load
 from streams.web import console
+from streams.write_behind import WriteBehind
 from tables import triggers
 from tables.triggers import Decision, Entry, Status, Trigger
 
@@ -44,28 +45,33 @@ console.add_pages(app, table, _entry.decode)
 
 @app.agent(app.topic(_TRIGGERS, app.settings.topic(topics.STATUS), key_type=bytes, value_type=bytes))
 async def decide(stream: Any) -> None:
-    """Triggers and statuses → jobs and the table. An error stops the worker with the event unacknowledged."""
-    events: AsyncIterable[Any] = stream.events()
-    async for event in events:
-        try:
+    """Triggers and statuses → jobs and the table. An error stops the worker with the events unacknowledged."""
+    run = WriteBehind(app, table, stream)
+    app.on_partitions_assigned.connect(run.forget)
+    event: Any = None
+    try:
+        async for event in run.events():
             about = _about(event)
             number = about.get("job_id") or about.get("seq")
             with logs.about(**about), app.traces.span("decide", number, **about, topic=event.message.topic):
-                await _take(event)
-        except Exception as error:
-            logger.exception("%s[%d] at %d", event.message.topic, event.message.partition, event.message.offset)
-            app.fail(f"{type(error).__name__}: {error}")
+                await _take(run, event)
+    except Exception as error:
+        logger.exception("from %s on", event and event.message)
+        app.fail(f"{type(error).__name__}: {error}")
 
 
-async def _take(event: Any) -> None:
-    key: bytes = event.key
-    entry = _load(key)
+async def _take(run: WriteBehind, event: Any) -> None:
+    value = run.get(event.key)
+    entry = None if value is None else _entry.decode(value)
     try:
         decision = _decide(event, entry)
     except msgspec.DecodeError as error:  # only the relay writes these topics; nothing could be done with it later
         logger.error("%s at %d: unreadable, ignored: %s", event.message.topic, event.message.offset, error)
         return
-    await _carry_out(key, entry, decision)
+    if decision.publish or decision.release:
+        run.published(await _publish(event.key, entry, decision))
+    if decision.entry != entry:
+        run.set(event, None if decision.entry is None else msgspec.json.encode(decision.entry))
 
 
 def _decide(event: Any, entry: Entry | None) -> Decision:
@@ -77,23 +83,18 @@ def _decide(event: Any, entry: Entry | None) -> Decision:
     return triggers.on_status(entry, _status.decode(event.value), now)
 
 
-async def _carry_out(key: bytes, before: Entry | None, decision: Decision) -> None:
-    if decision.publish or decision.release:
-        value = msgspec.json.encode(decision.publish) if decision.publish else None
-        job_id = decision.publish.job_id if decision.publish else before.in_flight.job_id  # type: ignore[union-attr]
-        headers = {
-            "event_id": str(job_id).encode(), "job_id": str(job_id).encode(), "security_id": key,
-            **app.traces.headers(job_id),
-        }  # fmt: skip
-        acked = await jobs.send(key=key, value=value, headers=headers)
-        await acked
-        with logs.about(job_id=job_id):
-            logger.info("job %d %s", job_id, "published" if decision.publish else "released")
-    if decision.entry is None:
-        if before is not None:
-            del table[key]
-    elif decision.entry != before:
-        table[key] = msgspec.json.encode(decision.entry)
+async def _publish(key: bytes, before: Entry | None, decision: Decision) -> Awaitable[Any]:
+    """Send a job, or the tombstone of the one that was in flight; returns the broker's answer."""
+    value = msgspec.json.encode(decision.publish) if decision.publish else None
+    job_id = decision.publish.job_id if decision.publish else before.in_flight.job_id  # type: ignore[union-attr]
+    headers = {
+        "event_id": str(job_id).encode(), "job_id": str(job_id).encode(), "security_id": key,
+        **app.traces.headers(job_id),
+    }  # fmt: skip
+    with logs.about(job_id=job_id):
+        logger.info("job %d %s", job_id, "published" if decision.publish else "released")
+    answer: Awaitable[Any] = await jobs.send(key=key, value=value, headers=headers)
+    return answer
 
 
 def _about(event: Any) -> dict[str, Any]:
@@ -104,8 +105,3 @@ def _about(event: Any) -> dict[str, Any]:
         if value.isdigit():
             found[name] = int(value)
     return found
-
-
-def _load(key: bytes) -> Entry | None:
-    value = table.get(key)
-    return None if value is None else _entry.decode(value)

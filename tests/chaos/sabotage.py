@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from sinks import offsets
-from streams import records, transport
+from streams import records, transport, write_behind
 from tidemark.main import main
 
 GATE = 0x6761_7465  # "gate"
@@ -67,6 +67,23 @@ def gated() -> None:
     offsets.Offsets.step = step
 
 
+def ack_first() -> None:
+    """Triggers are acknowledged before what follows from them is kept."""
+    whole = write_behind.WriteBehind.events
+
+    async def events(self):
+        async for event in whole(self):
+            event.ack()
+            yield event
+
+    write_behind.WriteBehind.events = events
+
+
+def one_by_one() -> None:
+    """No protection removed: triggers are taken one by one, as Faust does; for comparison."""
+    write_behind._MOST = 1
+
+
 def bug_in_decoder() -> None:
     """No protection removed: prices of 7 meet a bug."""
     whole = records.decode_price
@@ -109,7 +126,18 @@ def lose_fetches() -> None:
 
 SABOTAGES: dict[str, Callable[[], None]] = {
     change.__name__: change
-    for change in (no_fence, offset_first, no_stop_flow, deaf, gated, bug_in_decoder, slow_seek, lose_fetches)
+    for change in (
+        no_fence,
+        offset_first,
+        no_stop_flow,
+        deaf,
+        gated,
+        ack_first,
+        one_by_one,
+        bug_in_decoder,
+        slow_seek,
+        lose_fetches,
+    )
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""The trigger agent and its table: runs of events beside one event at a time, as Faust takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+from confluent_kafka import Producer
+
+from deploy.local.stack import Stack
+from streams import topics
+from tests.bench.harness import Bench, Work
+
+_PARTITIONS = 1
+_WAIT_SECONDS = 300.0
+_COUNTED = 'trigger_events_total{kind="trigger"}'
+Securities = Callable[[int], str]
+
+
+async def run(bench: Bench) -> None:
+    """Triggers of one security that has a job in flight, and of a new security each, from the topic to the table."""
+    async with _worker(bench, "tidemark") as runs, _worker(bench, "tests.chaos.sabotage", "one_by_one") as single:
+        for what, name in (("of one security", lambda _: "S"), ("of as many securities", lambda n: f"T{n}")):
+            await bench.compare(
+                f"triggers {what}",
+                "triggers/s",
+                _Bursts(runs, name, bench.size(20_000, 2_000)).rate,
+                ("one at a time", _Bursts(single, name, bench.size(20_000, 2_000)).rate),
+            )
+
+
+@asynccontextmanager
+async def _worker(bench: Bench, *module: str) -> AsyncIterator[Stack]:
+    async with bench.database() as dsn:
+        settings = await bench.settings(dsn, internal_partitions=_PARTITIONS)
+        stack = Stack(settings, roles=["triggers"], program=[sys.executable, "-m", *module])
+        await stack.start()
+        try:
+            yield stack
+        finally:
+            await stack.stop()
+
+
+class _Bursts:
+    """One worker's rounds: each sends triggers at once, and waits until the worker has taken them all."""
+
+    def __init__(self, stack: Stack, security: Securities, count: int) -> None:
+        self._stack = stack
+        self._security = security
+        self._count = count
+
+    @property
+    def rate(self) -> Work:
+        """Triggers per second, the last run's table writes not quite included."""
+
+        async def once() -> float:
+            before = await self._taken()
+            started = time.perf_counter()
+            await asyncio.to_thread(self._send, int(before))
+            async with asyncio.timeout(_WAIT_SECONDS):
+                while await self._taken() < before + self._count:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            return self._count / (time.perf_counter() - started)
+
+        return once
+
+    async def _taken(self) -> float:
+        async with aiohttp.ClientSession() as web, web.get(f"{self._stack.worker_url('triggers')}/metrics") as response:
+            text = await response.text()
+        return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(_COUNTED)), 0)
+
+    def _send(self, first: int) -> None:
+        settings = self._stack.settings
+        producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 5})
+        for n in range(first, first + self._count):
+            security = self._security(n)
+            value = {"security_id": security, "earliest_impacted_date": "2025-01-05", "seq": n + 1, "reason": "price"}
+            producer.produce(settings.topic(topics.TRIGGERS), json.dumps(value).encode(), key=security.encode())
+            producer.poll(0)
+        assert producer.flush(60) == 0

@@ -1,0 +1,188 @@
+"""A burst of triggers costs few writes of the table, and none of them is acknowledged before its effect is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from deploy.local.part import Part
+from deploy.local.stack import Stack
+from streams import topics
+from streams.settings import Settings
+from streams.topics import ensure_topics
+from tests.reading import read_all
+from tests.topology import Topology, run_topology, settings_for, until
+
+_BURST = 2_000
+_OTHERS = 100
+_COMMITS = 2.5  # seconds; a worker commits every second
+
+
+def trigger(security: str, seq: int, day: int) -> tuple[bytes, bytes]:
+    value = {"security_id": security, "earliest_impacted_date": f"2025-01-{day:02}", "seq": seq, "reason": "price"}
+    return security.encode(), json.dumps(value).encode()
+
+
+async def send(settings: Settings, records: list[tuple[bytes, bytes]]) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers, linger_ms=20)
+    await producer.start()
+    try:
+        for key, value in records:
+            await producer.send(settings.topic(topics.TRIGGERS), value, key=key, partition=0)
+    finally:
+        await producer.stop()
+
+
+def burst() -> list[tuple[bytes, bytes]]:
+    """One security again and again, others in between."""
+    many = [trigger("S", seq, 28 - seq % 20) for seq in range(2, _BURST)]
+    for number in range(_OTHERS):
+        many.insert(number * 19, trigger(f"T{number}", 1, 5))
+    return many
+
+
+async def entry(topology: Topology, security: str) -> dict[str, Any] | None:
+    async with aiohttp.ClientSession() as web:
+        async with web.get(f"{topology.stack.worker_url('triggers')}/api/triggers/{security}") as response:
+            return await response.json() if response.status == 200 else None
+
+
+async def end(settings: Settings, topic: str) -> int:
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
+    await consumer.start()
+    try:
+        place = TopicPartition(topic, 0)
+        return int((await consumer.end_offsets([place]))[place])
+    finally:
+        await consumer.stop()
+
+
+async def all_acknowledged(settings: Settings) -> bool:
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    await admin.start()
+    try:
+        committed = await admin.list_consumer_group_offsets(settings.group("triggers"))
+        place = TopicPartition(settings.topic(topics.TRIGGERS), 0)
+        return place in committed and committed[place].offset == await end(settings, place.topic)
+    finally:
+        await admin.close()
+
+
+async def as_all_triggers_say(topology: Topology) -> bool:
+    found = await entry(topology, "S")
+    pending = found and found["pending"]
+    return bool(pending and (pending["seq"], pending["earliest_impacted_date"]) == (_BURST - 1, "2025-01-09"))
+
+
+async def in_flight(topology: Topology, security: str) -> bool:
+    found = await entry(topology, security)
+    return bool(found and found["in_flight"])
+
+
+async def test_a_burst_costs_few_writes(kafka: str, empty_database: str, folder: Path) -> None:
+    async with run_topology(kafka, empty_database, folder, roles=["triggers"], internal_partitions=1) as topology:
+        settings = topology.settings
+        await send(settings, [trigger("S", 1, 28)])
+        await until(lambda: in_flight(topology, "S"), "a job in flight")
+        before = await end(settings, topics.changelog(settings))
+        pid = topology.stack.workers["triggers"].pid
+        assert pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await send(settings, burst())
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await until(lambda: as_all_triggers_say(topology), "the last trigger's effect")
+        await until(lambda: all_acknowledged(settings), "everything acknowledged")
+        written = await end(settings, topics.changelog(settings)) - before
+        print(f"{written} changelog records for {_BURST - 2} triggers of one security and {_OTHERS} of others")
+        assert _OTHERS < written < _OTHERS + _BURST / 20
+        assert await in_flight(topology, "T0")
+        assert await in_flight(topology, f"T{_OTHERS - 1}")
+
+
+async def test_nothing_of_a_burst_is_lost_with_its_worker(kafka: str, empty_database: str, folder: Path) -> None:
+    async with run_topology(kafka, empty_database, folder, roles=["triggers"], internal_partitions=1) as topology:
+        await send(topology.settings, [trigger("S", 1, 28)])
+        await until(lambda: in_flight(topology, "S"), "a job in flight")
+        worker = topology.stack.workers["triggers"]
+        jobs = topology.settings.topic(topics.JOBS)
+        for kills in range(1, 4):
+            first = await end(topology.settings, jobs)
+            await send(topology.settings, burst() + [trigger(f"K{kills}-{n}", 1, 5) for n in range(_OTHERS)])
+            await until(partial(published_since, topology.settings, jobs, first), "the burst under way", 30)
+            await kill(worker)
+        await until(lambda: as_all_triggers_say(topology), "the last trigger's effect")
+        await until(lambda: all_acknowledged(topology.settings), "everything acknowledged")
+        published = {record.key for record in await topology.read(topics.JOBS)}
+        assert published == {key for key, _ in burst()} | {
+            f"K{kills}-{n}".encode() for kills in range(1, 4) for n in range(_OTHERS)
+        }
+        for security in ("T0", "K1-0", f"K3-{_OTHERS - 1}"):
+            assert await in_flight(topology, security), security
+        worker.restarts = 0  # on purpose
+
+
+@pytest.mark.parametrize(("protections", "lost"), [([], False), (["-m", "tests.chaos.sabotage", "ack_first"], True)])
+async def test_no_trigger_is_acknowledged_before_the_broker_has_its_job(
+    kafka: str, empty_database: str, folder: Path, protections: list[str], lost: bool
+) -> None:
+    """There is no job topic while the worker decides, commits what it has acknowledged, and dies."""
+    settings = settings_for(kafka, empty_database, folder, internal_partitions=1)
+    stack = Stack(settings, roles=["triggers"], program=[sys.executable, *(protections or ["-m", "tidemark"])])
+    await stack.start()
+    try:
+        worker = stack.workers["triggers"]
+        await delete(settings, topics.JOBS)
+        await send(settings, [trigger(f"T{number}", 1, 5) for number in range(_OTHERS)])
+        await until(lambda: taken(stack), "a trigger taken")
+        await asyncio.sleep(_COMMITS)  # what was acknowledged is committed by now
+        assert worker.pid
+        os.kill(worker.pid, signal.SIGKILL)
+        await ensure_topics(settings)
+        await until(lambda: all_acknowledged(settings), "everything acknowledged")
+        published = {record.key for record in (await read_all(settings, topics.JOBS))[0]}
+        assert (published != {f"T{number}".encode() for number in range(_OTHERS)}) == lost
+    finally:
+        await stack.stop()
+
+
+async def kill(worker: Part) -> None:
+    """Kill it; returns when another one serves."""
+    assert worker.pid
+    before = worker.restarts
+    os.kill(worker.pid, signal.SIGKILL)
+
+    async def again() -> bool:
+        return worker.restarts > before and worker.ready
+
+    await until(again, "another worker", 60)
+
+
+async def delete(settings: Settings, topic: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.delete_topics([settings.topic(topic)])
+    finally:
+        await admin.close()
+
+
+async def taken(stack: Stack) -> bool:
+    async with aiohttp.ClientSession() as web, web.get(f"{stack.worker_url('triggers')}/metrics") as response:
+        return 'trigger_events_total{kind="trigger"}' in await response.text()
+
+
+async def published_since(settings: Settings, topic: str, first: int) -> bool:
+    return await end(settings, topic) > first
