@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
 from itertools import islice
 
 import asyncpg
+import msgspec
 
+from sinks import rows
 from sinks.booking import Base, Booking, Key, Order
 from sinks.costing import CostState, Entry, Lot, Split, rounded
 from sinks.database import Connection
@@ -50,16 +53,44 @@ where h.security_id = new.security_id and h.portfolio_id = new.portfolio_id
   and h.superseded_epoch is null and h.sequence > new.kept
 """
 
-_WRITE = """
-insert into position_history (security_id, portfolio_id, epoch, sequence, transaction_id, transaction_date,
-                              position_date, quantity, cost_basis, realized_gain_loss, exact_quantity,
-                              exact_cost_basis, exact_realized, head_sequence, head_quantity, head_cost,
-                              lot_quantity, lot_cost, split_ratio, recorded_at)
-select *, $20::timestamptz
-from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::timestamptz[], $7::date[], $8::numeric[],
-            $9::numeric[], $10::numeric[], $11::numeric[], $12::numeric[], $13::numeric[], $14::int[], $15::numeric[],
-            $16::numeric[], $17::numeric[], $18::numeric[], $19::numeric[])
+_COLUMNS = """
+    security_id, portfolio_id, epoch, sequence, transaction_id, transaction_date, position_date, quantity, cost_basis,
+    realized_gain_loss, exact_quantity, exact_cost_basis, exact_realized, head_sequence, head_quantity, head_cost,
+    lot_quantity, lot_cost, split_ratio
 """
+_WRITE = f"""
+insert into position_history ({_COLUMNS}, recorded_at)
+select {_COLUMNS}, $2::timestamptz
+from json_to_recordset($1::json) as row (
+    security_id text, portfolio_id text, epoch int, sequence int, transaction_id text, transaction_date timestamptz,
+    position_date date, quantity numeric, cost_basis numeric, realized_gain_loss numeric, exact_quantity numeric,
+    exact_cost_basis numeric, exact_realized numeric, head_sequence int, head_quantity numeric, head_cost numeric,
+    lot_quantity numeric, lot_cost numeric, split_ratio numeric)
+"""
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """A row to be written, recorded_at left out. head_sequence 0: no lot is open."""
+
+    security_id: str
+    portfolio_id: str
+    epoch: int
+    sequence: int
+    transaction_id: str
+    transaction_date: datetime
+    position_date: date
+    quantity: Decimal
+    cost_basis: Decimal
+    realized_gain_loss: Decimal
+    exact_quantity: Decimal | None
+    exact_cost_basis: Decimal | None
+    exact_realized: Decimal | None
+    head_sequence: int
+    head_quantity: Decimal | None
+    head_cost: Decimal | None
+    lot_quantity: Decimal | None
+    lot_cost: Decimal | None
+    split_ratio: Decimal | None
 
 
 def base(row: asyncpg.Record) -> Base:
@@ -73,8 +104,8 @@ def base(row: asyncpg.Record) -> Base:
 async def read_bases(connection: Connection, places: dict[Key, Order]) -> dict[Key, Base]:
     """The last row of each key's live history before a place; keys without such a row are left out."""
     arguments = [(*key, order[0], order[1].decode()) for key, order in places.items()]
-    rows = await connection.fetch(_BASES, *columns(arguments))
-    return {(row["security_id"], row["portfolio_id"]): base(row) for row in rows}
+    found = await connection.fetch(_BASES, *columns(arguments))
+    return {(row["security_id"], row["portfolio_id"]): base(row) for row in found}
 
 
 async def read_lots(
@@ -99,28 +130,35 @@ async def write(connection: Connection, bookings: Sequence[Booking], at: datetim
     rebuilt = [booked.plan for booked in bookings if booked.plan.rebuilt_from]
     if rebuilt:
         await connection.execute(_SUPERSEDE, *columns([(*p.key, p.epoch, p.kept) for p in rebuilt]), at)
-    rows = (_row(booked, entry) for booked in bookings for entry in booked.entries)
-    while piece := list(islice(rows, _ROWS_AT_ONCE)):
-        await connection.execute(_WRITE, *columns(piece), at)
+    pieces = (_row(booked, entry) for booked in bookings for entry in booked.entries)
+    while piece := list(islice(pieces, _ROWS_AT_ONCE)):
+        await connection.execute(_WRITE, rows.encode(piece), at)
 
 
-def _row(booked: Booking, entry: Entry) -> tuple[object, ...]:
-    state, transaction = entry.state, entry.transaction
-    exact = (state.quantity, state.cost_basis, state.realized)
-    kept = tuple(map(rounded, exact))
-    head, lot = state.head, entry.opened
-    return (
-        *booked.plan.key,
-        booked.plan.epoch,
-        entry.sequence,
-        transaction.transaction_id,
-        transaction.transaction_date,
-        transaction.position_date,
-        *kept,
-        *(None if value == stored else value for value, stored in zip(exact, kept, strict=True)),
-        *((head.sequence, head.quantity, head.cost) if head else (0, None, None)),
-        *((lot.quantity, lot.cost) if lot else (None, None)),
-        entry.split,
+def _row(booked: Booking, entry: Entry) -> _Row:
+    state, transaction, head, lot = entry.state, entry.transaction, entry.state.head, entry.opened
+    security_id, portfolio_id = booked.plan.key
+    quantity, cost_basis, realized = rounded(state.quantity), rounded(state.cost_basis), rounded(state.realized)
+    return _Row(
+        security_id=security_id,
+        portfolio_id=portfolio_id,
+        epoch=booked.plan.epoch,
+        sequence=entry.sequence,
+        transaction_id=transaction.transaction_id,
+        transaction_date=transaction.transaction_date,
+        position_date=transaction.position_date,
+        quantity=quantity,
+        cost_basis=cost_basis,
+        realized_gain_loss=realized,
+        exact_quantity=None if state.quantity == quantity else state.quantity,
+        exact_cost_basis=None if state.cost_basis == cost_basis else state.cost_basis,
+        exact_realized=None if state.realized == realized else state.realized,
+        head_sequence=head.sequence if head else 0,
+        head_quantity=head.quantity if head else None,
+        head_cost=head.cost if head else None,
+        lot_quantity=lot.quantity if lot else None,
+        lot_cost=lot.cost if lot else None,
+        split_ratio=entry.split,
     )
 
 
@@ -130,6 +168,6 @@ def key_columns(keys: Iterable[Key]) -> tuple[list[str], list[str]]:
     return [security for security, _ in pairs], [portfolio for _, portfolio in pairs]
 
 
-def columns(rows: Sequence[tuple[object, ...]]) -> list[list[object]]:
+def columns(tuples: Sequence[tuple[object, ...]]) -> list[list[object]]:
     """Rows as columns of arguments; there must be one."""
-    return [list(column) for column in zip(*rows, strict=True)]
+    return [list(column) for column in zip(*tuples, strict=True)]

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sinks import calendar, corrections
+from sinks import calendar, corrections, rows
 from sinks.corrections import Debounce
 from sinks.database import Connection
 from sinks.model import Price
 
 _UPSERT = """
 with incoming as (
-    select * from unnest($1::text[], $2::date[], $3::numeric[], $4::text[], $5::bigint[])
-        as incoming (security_id, price_date, price, currency, revision)
+    select * from json_to_recordset($1::json)
+        as incoming (security_id text, price_date date, price numeric, currency text, revision bigint)
     order by security_id collate "C", price_date
+), stored as (
+    insert into market_prices as stored (security_id, price_date, price, currency, revision)
+    select * from incoming
+    on conflict (security_id, price_date) do update
+        set price = excluded.price, currency = excluded.currency, revision = excluded.revision
+        where excluded.revision >= stored.revision
+    returning security_id, price_date, old.price as price_before, new.price as price_after
 )
-insert into market_prices as stored (security_id, price_date, price, currency, revision)
-select * from incoming
-on conflict (security_id, price_date) do update
-    set price = excluded.price, currency = excluded.currency, revision = excluded.revision
-    where excluded.revision >= stored.revision
-returning security_id, price_date, old.price as price_before, new.price as price_after
+select all_of_them.stored, late.*
+from (select count(*) as stored from stored) as all_of_them
+left join stored as late on price_date <= $2 and price_before is distinct from price_after
 """
 
 _REMEMBER = """
@@ -54,16 +58,8 @@ async def apply(connection: Connection, prices: Sequence[Price], debounce: Debou
     await calendar.lock_shared(connection)
     latest = await calendar.latest_closed(connection)
     best = winners(prices)
-    stored = await connection.fetch(
-        _UPSERT,
-        [p.security_id for p in best],
-        [p.price_date for p in best],
-        [p.price for p in best],
-        [p.currency for p in best],
-        [p.revision for p in best],
-    )
-    changed = [r for r in stored if r["price_before"] != r["price_after"]]
-    late = [r for r in changed if latest is not None and r["price_date"] <= latest]
+    found = await connection.fetch(_UPSERT, rows.encode(best), latest)
+    late = [row for row in found if row["security_id"] is not None]
     earliest = {r["security_id"]: r["price_date"] for r in sorted(late, key=lambda r: r["price_date"], reverse=True)}
     issued = await corrections.issue(connection, list(earliest.items()), "price", debounce)
     if late:
@@ -74,4 +70,5 @@ async def apply(connection: Connection, prices: Sequence[Price], debounce: Debou
             [r["price_before"] for r in late],
             [r["price_after"] for r in late],
         )
-    return PriceOutcome(len(stored), len(prices) - len(stored), issued)
+    stored = found[0]["stored"]
+    return PriceOutcome(stored, len(prices) - stored, issued)

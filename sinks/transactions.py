@@ -8,7 +8,7 @@ from datetime import datetime
 
 import asyncpg
 
-from sinks import revisions
+from sinks import revisions, rows
 from sinks.database import Connection
 from sinks.model import Transaction
 
@@ -17,9 +17,11 @@ COLUMNS = (
     "gross_transaction_amount, trade_fee, currency, revision, cancelled"
 )
 
-_ROWS = """
-select * from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::numeric[], $7::numeric[],
-                     $8::numeric[], $9::numeric[], $10::text[], $11::bigint[], $12::boolean[])
+_ROWS = f"""
+select {COLUMNS} from json_to_recordset($1::json) as row (
+    transaction_id text, portfolio_id text, security_id text, transaction_date timestamptz, transaction_type text,
+    quantity numeric, price numeric, gross_transaction_amount numeric, trade_fee numeric, currency text,
+    revision bigint, cancelled boolean)
 """
 
 _INSERT = f"""
@@ -74,7 +76,7 @@ async def store(connection: Connection, numbered: Sequence[tuple[int, Transactio
     ids = sorted(versions, key=str.encode)
     folded = {id_: revisions.fold(None, versions[id_]) for id_ in ids}
     first = [winner for id_ in ids if (winner := folded[id_].winner)]
-    inserted = {row["transaction_id"] for row in await connection.fetch(_INSERT, *_columns(first))}
+    inserted = {row["transaction_id"] for row in await connection.fetch(_INSERT, rows.encode(first))}
     old: dict[str, Transaction] = {}
     if known := [id_ for id_ in ids if id_ not in inserted]:
         # A fresh statement: the insert may have waited for another writer of the same id.
@@ -82,7 +84,7 @@ async def store(connection: Connection, numbered: Sequence[tuple[int, Transactio
         folded |= {id_: revisions.fold(old[id_], versions[id_]) for id_ in known}
         replaced = [winner for id_ in known if (winner := folded[id_].winner)]
         if replaced:
-            await connection.execute(_REPLACE, *_columns(replaced))
+            await connection.execute(_REPLACE, rows.encode(replaced))
     return Stored(
         [Change(old.get(id_), winner) for id_ in ids if (winner := folded[id_].winner)],
         sum(fold.ignored for fold in folded.values()),
@@ -98,14 +100,14 @@ async def read_from(
     places: by (security_id, portfolio_id), the order of the first transaction to read.
     """
     found: dict[tuple[str, str], list[Transaction]] = {key: [] for key in places}
-    rows = await connection.fetch(
+    stored = await connection.fetch(
         _FROM_PLACE,
         [security for security, _ in places],
         [portfolio for _, portfolio in places],
         [day for day, _ in places.values()],
         [id_.decode() for _, id_ in places.values()],
     )
-    for row in rows:
+    for row in stored:
         transaction = from_row(row)
         found[transaction.key].append(transaction)
     return found
@@ -114,7 +116,3 @@ async def read_from(
 def from_row(row: asyncpg.Record) -> Transaction:
     """The transaction in a row of COLUMNS."""
     return Transaction(*row.values())
-
-
-def _columns(transactions: Sequence[Transaction]) -> list[list[object]]:
-    return [[getattr(t, name) for t in transactions] for name in COLUMNS.split(", ")]
