@@ -31,9 +31,10 @@ async def run(bench: Bench) -> None:
     bench.add(
         Result(
             f"bank day: {portfolios:,} portfolios x {_SECURITIES} transactions, closing, to all books right",
-            "seconds (less is better)",
+            "seconds",
             seconds,
             note=f"{snapshots:,} snapshots",
+            less=True,
         )
     )
 

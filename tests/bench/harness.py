@@ -7,8 +7,6 @@ a baseline measured in the same run, round by round in turn, since machines are 
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -16,8 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +40,21 @@ Work = Callable[[], Awaitable[float]]
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where a line stands among those of its series: at which size along the axis, or at which step."""
+
+    series: str
+    axis: str
+    at: int
+
+
+@dataclass(frozen=True)
 class Result:
-    """One line of the table. rounds: figure of each round; ratio: of the medians, wanted: what it should reach."""
+    """One line of the table. rounds: figure of each round; ratio: of the medians, wanted: what it should reach.
+
+    less: less is better, of the ratio too; aim: the baseline is a figure aimed at, not one that was measured; point:
+    of a line that is one of a series; bench: which benchmark measured it.
+    """
 
     name: str
     unit: str
@@ -53,6 +63,10 @@ class Result:
     baseline_rounds: list[float] = field(default_factory=list)
     wanted: float | None = None
     note: str = ""
+    less: bool = False
+    aim: bool = False
+    point: Point | None = None
+    bench: str = ""
 
     @property
     def median(self) -> float:
@@ -72,12 +86,22 @@ class Bench:
         self.quick = quick
         self.rounds = rounds
         self.results: list[Result] = []
+        self.seconds: dict[str, float] = {}
         self.say = say
         self.folder = folder
         self._ports = Ports(folder / "ports.json")
         self._servers = AsyncExitStack()
         self._postgres: PostgresServer | None = None
         self._kafka: KafkaServer | None = None
+        self._running = ""
+
+    @asynccontextmanager
+    async def running(self, name: str) -> AsyncIterator[None]:
+        """Within it lines belong to this benchmark; how long it takes is kept and told."""
+        self._running, started = name, time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+        self.say(f"{name}: done in {self.seconds[name]:.0f} s")
 
     def size(self, full: int, quick: int) -> int:
         """One figure of the load, by how much time there is."""
@@ -106,8 +130,9 @@ class Bench:
 
     def add(self, result: Result) -> Result:
         """Keep a line that was measured in some other way."""
-        self.results.append(result)
-        return result
+        kept = replace(result, bench=self._running)
+        self.results.append(kept)
+        return kept
 
     @asynccontextmanager
     async def database(self, *, migrated: bool = True) -> AsyncIterator[str]:
@@ -187,10 +212,12 @@ def percentile(percent: int, values: Sequence[float]) -> float:
     return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
-def as_json(results: list[Result]) -> dict[str, Any]:
-    """Everything measured, with when and on what."""
+def as_json(bench: Bench, begun: dict[str, Any]) -> dict[str, Any]:
+    """Everything measured: every round of every line, how long each benchmark took. begun: when, and on what."""
     return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "results": [{**asdict(result), "median": result.median, "ratio": result.ratio} for result in results],
+        **begun,
+        "quick": bench.quick,
+        "rounds": bench.rounds,
+        "seconds": bench.seconds,
+        "results": [{**asdict(result), "median": result.median, "ratio": result.ratio} for result in bench.results],
     }
