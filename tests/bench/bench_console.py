@@ -56,9 +56,9 @@ async def run(bench: Bench) -> None:
         assert postmaster is not None
         try:
             url = stack.worker_url("triggers")
-            await _look(bench, url, postmaster, "a tenth of the keys dirty", bench.size(60, 20))
+            await _look(bench, url, postmaster, "a tenth of the keys dirty", bench.size(60, 3))
             await connection.execute("insert into business_dates (business_date) values ('2025-02-03')")
-            await _look(bench, url, postmaster, "every key due", bench.size(310, 20))
+            await _look(bench, url, postmaster, "every key due", bench.size(310, 3))
         finally:
             await stack.stop()
             await connection.close()
@@ -70,7 +70,7 @@ async def _look(bench: Bench, url: str, postmaster: psutil.Process, state: str, 
     answers: list[float] = []
     async with aiohttp.ClientSession() as web:
         stream = asyncio.create_task(_follow(web, url))
-        await asyncio.sleep(5)
+        await asyncio.sleep(bench.size(5, 1))
         before, begun = _cpu(postmaster), time.monotonic()
         while time.monotonic() - begun < seconds:
             started = time.perf_counter()

@@ -60,9 +60,10 @@ async def correct(pool: Pool, valuation: Valuation, late: Price) -> int:
 async def _compare(bench: Bench, name: str, unit: str, axis: str, sizes: Sequence[tuple[int, Work]], note: str) -> None:
     """Run all sizes in turn, settle first, and keep a line for each; the first is the baseline of the others."""
     figures: list[list[float]] = [[] for _ in sizes]
-    for number in range(_SETTLING + bench.rounds):
-        settling = number < _SETTLING
-        bench.say(f"{name}: " + ("settling" if settling else f"round {number - _SETTLING + 1} of {bench.rounds}"))
+    settling_rounds = bench.size(_SETTLING, 1)
+    for number in range(settling_rounds + bench.rounds):
+        settling = number < settling_rounds
+        bench.say(f"{name}: " + ("settling" if settling else f"round {number - settling_rounds + 1} of {bench.rounds}"))
         for (_, work), kept in zip(sizes, figures, strict=True):
             figure = await work()
             if not settling:
@@ -157,7 +158,7 @@ class _Books:
 
 async def _by_keys(bench: Bench) -> None:
     dirty = 20
-    keys = [bench.size(full, quick) for full, quick in ((10_000, 1_000), (100_000, 10_000), (1_000_000, 50_000))]
+    keys = [bench.size(full, quick) for full, quick in ((10_000, 1_000), (100_000, 5_000), (1_000_000, 20_000))]
     books = [(n, _Books(30, dirty, 1_000, n - 1_000)) for n in keys]
     await _corrections(bench, f"correction, 1,000 holders, {dirty} dirty dates", "keys", books)
 
@@ -165,8 +166,9 @@ async def _by_keys(bench: Bench) -> None:
 async def _by_dates(bench: Bench) -> None:
     dirty = 6  # the last date but five, and what follows
     dates = [bench.size(full, quick) for full, quick in ((10, 10), (100, 50), (1_000, 100))]
-    books = [(n, _Books(n, dirty, 2_000)) for n in dates]
-    await _corrections(bench, f"correction, 2,000 holders, {dirty} dirty dates", "dates of history", books)
+    holders = bench.size(2_000, 500)
+    books = [(n, _Books(n, dirty, holders)) for n in dates]
+    await _corrections(bench, f"correction, {holders:,} holders, {dirty} dirty dates", "dates of history", books)
 
 
 async def _corrections(bench: Bench, name: str, axis: str, sizes: Sequence[tuple[int, _Books]]) -> None:
@@ -197,11 +199,11 @@ async def _corrected(bench: Bench, books: _Books) -> AsyncIterator[Work]:
             assert snapshots == rows, f"{snapshots} snapshots were written, not {rows}"
             return seconds / rows * 1e6
 
-        yield lambda: _median_of(once)
+        yield lambda: _median_of(once, bench.size(_REPEATED, 1))
 
 
-async def _median_of(once: Callable[[], Awaitable[float]]) -> float:
-    return statistics.median([await once() for _ in range(_REPEATED)])
+async def _median_of(once: Callable[[], Awaitable[float]], repeated: int) -> float:
+    return statistics.median([await once() for _ in range(repeated)])
 
 
 # -- appends to longer and longer histories -----------------------------------------------------------------------
@@ -222,10 +224,10 @@ cross join lateral jsonb_populate_record(t, jsonb_build_object(
 
 
 async def _by_transactions(bench: Bench) -> None:
-    keys = bench.size(1_000, 300)
+    keys = bench.size(1_000, 100)
     async with AsyncExitStack() as databases:
         works = []
-        for length in (10, 100, 1_000):
+        for length in (bench.size(full, quick) for full, quick in ((10, 10), (100, 50), (1_000, 200))):
             bench.say(f"growth: filling in {keys:,} keys of {length:,} transactions")
             works.append((length, await databases.enter_async_context(_appended(bench, keys, length))))
         note = f"one to each of {keys:,} keys in a batch, purchases and disposals in turn"
@@ -255,7 +257,7 @@ async def _appended(bench: Bench, keys: int, length: int) -> AsyncIterator[Work]
             await pool.execute("vacuum transactions, position_history, position_state, securities")
             return seconds / (2 * keys) * 1e6
 
-        yield lambda: _median_of(once)
+        yield lambda: _median_of(once, bench.size(_REPEATED, 1))
 
 
 async def _book(pool: Pool, batch: Sequence[Transaction]) -> None:

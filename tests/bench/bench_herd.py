@@ -95,7 +95,7 @@ async def _as_before(pool: asyncpg.Pool) -> None:
 
 async def _resets(bench: Bench) -> None:
     """One security with many holders, the same keys in many securities; resets, then until the books are right."""
-    holders = bench.size(100_000, 10_000)
+    holders = bench.size(100_000, 5_000)
     many = [f"S{n:05}" for n in range(holders // 10)]
     async with _books(bench) as (dsn, pool):
         bench.say(f"herd: loading {holders:,} holders twice, {_DATES} dates")
@@ -192,14 +192,14 @@ async def _until_right(worker: HerdWorker, jobs: list[Job], pool: asyncpg.Pool, 
 
 async def _table_size(bench: Bench) -> None:
     """A correction of 1,000 keys in a large table and in a small one, in turn."""
-    large = bench.size(1_000_000, 50_000)
+    large = bench.size(1_000_000, 20_000)
     async with _corrected_among(bench, 10_000) as small_right, _corrected_among(bench, large) as large_right:
-        for _ in range(_SETTLING):
+        for _ in range(bench.size(_SETTLING, 1)):
             await small_right()
             await large_right()
         await bench.compare(
             f"1,000 keys of {large:,} right", "keys/s", large_right, ("the same of 10,000", small_right),
-            wanted=1 / 1.3, rounds=4 * bench.rounds,
+            wanted=1 / 1.3, rounds=bench.size(4, 2) * bench.rounds,
         )  # fmt: skip
 
 
@@ -229,8 +229,8 @@ async def _corrected_among(bench: Bench, others: int) -> AsyncIterator[Work]:
 
 async def _rates(bench: Bench) -> None:
     """Keys per second against the rate set, with one worker and with three."""
-    seconds = bench.size(5, 2)
-    for rate in (1_000, 10_000, 50_000):
+    seconds = bench.size(5, 1)
+    for rate in (10_000,) if bench.quick else (1_000, 10_000, 50_000):
         for workers in (1, 3):
             async with _books(bench) as (dsn, pool):
                 await load(
@@ -315,7 +315,7 @@ async def _live(pool: asyncpg.Pool, holders: int, stop: asyncio.Event, seed: int
 
 async def _pause_latency(bench: Bench, pool: asyncpg.Pool, worker: HerdWorker) -> None:
     figures = []
-    for _ in range(3):
+    for _ in range(bench.size(3, 1)):
         async with pool.acquire() as connection:
             await operations.throttle(connection, "bench", 20_000)
             await worker.give(0, await issue(pool, ["LIVE"], date(2025, 1, 2)))
@@ -341,7 +341,7 @@ async def _pause_latency(bench: Bench, pool: asyncpg.Pool, worker: HerdWorker) -
 
 async def _intake(bench: Bench) -> None:
     """The late price itself, on a security with many holders and on one with few."""
-    holders = bench.size(100_000, 10_000)
+    holders = bench.size(100_000, 5_000)
     async with _books(bench) as (_, pool):
         await load(pool, ["MANY"], holders, dates=_DATES, snapshots=False)
         await load(pool, ["FEW"], 10, dates=_DATES, snapshots=False)

@@ -88,7 +88,7 @@ Moments = dict[str, float]
 
 async def run(bench: Bench) -> None:
     """p50 and p99 until the books are right, in Postgres and in Kafka, and every stage."""
-    count = bench.size(100, 10)
+    count = bench.size(100, 5)
     kafka = await bench.kafka()
     async with bench.database() as dsn, bench.database() as other_dsn:
         await _fill(dsn)
@@ -99,7 +99,7 @@ async def run(bench: Bench) -> None:
             _observed(topology.settings, topology.pool) as observer,
         ):
             direct = Direct(other)
-            await _one_after_another(bench, observer, direct, _WARM_UP, "warm-up")
+            await _one_after_another(bench, observer, direct, bench.size(_WARM_UP, 2), "warm-up")
             found, alone = await _one_after_another(bench, observer, direct, count, "late price")
     _report(bench, found, alone)
 

@@ -119,14 +119,27 @@ class Bench:
         note: str = "",
     ) -> Result:
         """Run subject and baseline in turn, `rounds` times, and keep the line."""
-        figures: list[float] = []
-        others: list[float] = []
-        for number in range(rounds or self.rounds):
-            self.say(f"{name}: round {number + 1} of {rounds or self.rounds}")
-            if baseline:
-                others.append(await baseline[1]())
-            figures.append(await subject())
-        return self.add(Result(name, unit, figures, baseline[0] if baseline else None, others, wanted, note))
+        works = [subject] if baseline is None else [baseline[1], subject]
+        *others, figures = await self._in_turn(name, works, rounds or self.rounds)
+        beside = (baseline[0], others[0]) if baseline else (None, [])
+        return self.add(Result(name, unit, figures, *beside, wanted, note))
+
+    async def compare_with_each(
+        self, name: str, unit: str, subject: Work, baselines: Sequence[tuple[str, Work, float]]
+    ) -> None:
+        """Run all baselines, each with what is wanted beside it, and the subject in turn; keep a line for each."""
+        works = [*(work for _, work, _ in baselines), subject]
+        *others, figures = await self._in_turn(name, works, self.rounds)
+        for (baseline, _, wanted), rounds in zip(baselines, others, strict=True):
+            self.add(Result(name, unit, figures, baseline, rounds, wanted))
+
+    async def _in_turn(self, name: str, works: Sequence[Work], rounds: int) -> list[list[float]]:
+        figures: list[list[float]] = [[] for _ in works]
+        for number in range(rounds):
+            self.say(f"{name}: round {number + 1} of {rounds}")
+            for work, kept in zip(works, figures, strict=True):
+                kept.append(await work())
+        return figures
 
     def add(self, result: Result) -> Result:
         """Keep a line that was measured in some other way."""
