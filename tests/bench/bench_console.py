@@ -56,9 +56,9 @@ async def run(bench: Bench) -> None:
         assert postmaster is not None
         try:
             url = stack.worker_url("triggers")
-            await _look(bench, url, postmaster, "a tenth of the keys dirty", bench.size(60, 3))
+            await _look(bench, url, postmaster, "a tenth of the keys dirty", bench.size(60, 2))
             await connection.execute("insert into business_dates (business_date) values ('2025-02-03')")
-            await _look(bench, url, postmaster, "every key due", bench.size(310, 3))
+            await _look(bench, url, postmaster, "every key due", bench.size(310, 2))
         finally:
             await stack.stop()
             await connection.close()

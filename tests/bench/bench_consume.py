@@ -28,7 +28,7 @@ async def run(bench: Bench) -> None:
     """Every comparison on one topic. What is slow reads fewer records: rates are compared."""
     async with bench.database() as dsn:
         settings = await bench.settings(dsn)
-        many, few = bench.size(600_000, 40_000), bench.size(60_000, 3_000)
+        many, few = bench.size(600_000, 40_000), bench.size(60_000, 2_000)
         send_prices(settings, many)
         peers = Peers(bench, settings)
         others: list[tuple[str, Work, float]] = [

@@ -100,8 +100,7 @@ def _ratios(shown: Sequence[Bar]) -> Figure:
         if bar.wanted is not None:
             axes.plot([bar.wanted] * 2, [row - 0.38, row + 0.38], color=_WANTED, linewidth=2.2)
         wanted = "" if bar.wanted is None else f"wanted {bar.wanted:.2g}"
-        figure_shown = f"{bar.ratio:.2f}" if bar.ratio < 10 else f"{bar.ratio:.0f}"
-        axes.text(1.02, row, figure_shown, transform=across, va="center", weight="bold")
+        axes.text(1.02, row, _figure(bar.ratio), transform=across, va="center", weight="bold")
         axes.text(1.13, row, wanted, transform=across, va="center", color=_FAINT)
         _label(axes, row, bar.name, f"beside {bar.baseline}")
     axes.set_xscale("log")
@@ -143,7 +142,7 @@ def _growth(shown: Sequence[Curve]) -> Figure:
             axes.plot([size] * len(rounds), rounds, "o", color=colour, alpha=0.35, markersize=3.5, markeredgewidth=0)
         axes.plot(curve.sizes, curve.medians, "-o", color=colour, linewidth=1.6, markersize=5)
         for size, cost, median in zip(curve.sizes, curve.costs, curve.medians, strict=True):
-            axes.annotate(f"{cost:.3g}", (size, median), (0, -14), textcoords="offset points", ha="center")
+            axes.annotate(_figure(cost), (size, median), (0, -14), textcoords="offset points", ha="center")
         axes.set_xscale("log")
         axes.margins(x=0.14)
         _ticks(axes, curve.sizes)
@@ -162,9 +161,8 @@ def _late_price(shown: Stages) -> Figure:
         end = stage.begins + stage.median
         axes.barh(row, stage.median, left=stage.begins, height=0.55, color=_GOOD)
         axes.plot([stage.begins + stage.low, stage.begins + stage.high], [row, row], color=_INK, linewidth=1)
-        figure_shown = f"{stage.median:.1f}" if stage.median < 10 else f"{stage.median:.0f}"
         place = (max(end, stage.begins + stage.high), row)
-        axes.annotate(figure_shown, place, (5, 0), textcoords="offset points", va="center", weight="bold")
+        axes.annotate(_figure(stage.median), place, (5, 0), textcoords="offset points", va="center", weight="bold")
         axes.text(-0.02, row, stage.name, transform=axes.get_yaxis_transform(), ha="right", va="center")
     axes.set_xlim(0, 1.12 * max(stage.begins + max(stage.high, stage.median) for stage in shown.stages))
     axes.set_ylim(len(shown.stages) - 0.4, -0.6)
@@ -199,6 +197,11 @@ def _label(axes: Axes, row: int, name: str, beside: str) -> None:
     across = axes.get_yaxis_transform()
     axes.text(-0.02, row - 0.17, name.replace("`", ""), transform=across, ha="right", va="center", fontsize=8.5)
     axes.text(-0.02, row + 0.23, beside, transform=across, ha="right", va="center", fontsize=7, color=_FAINT)
+
+
+def _figure(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _ticks(axes: Axes, values: Sequence[float]) -> None:
