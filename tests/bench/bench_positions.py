@@ -132,7 +132,7 @@ _BARE_CORRECTION = (
 
 
 async def _long_history(bench: Bench) -> None:
-    length = bench.size(100_000, 5_000)
+    length = bench.size(100_000, 10_000)
     async with bench.database() as dsn:
         connection = await connect(dsn)
         try:
