@@ -28,15 +28,16 @@ chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run af
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(TABLE),--table $(TABLE))
 
-peers: $(PEERS)  ## what some benchmarks compare with, in an environment of its own; without it they leave that out
+peers: $(PEERS)  ## what some benchmarks compare with and what draws, in an environment of its own; without it: left out
 
 $(PEERS): tests/bench/requirements.lock
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --require-hashes -r tests/bench/requirements.lock
 	touch $(PEERS)
 
-bench: setup peers  ## NAMES="positions herd": the benchmarks, each beside its baseline; writes bench.json
+bench: setup peers  ## NAMES="positions herd": the benchmarks, each beside its baseline, to bench.json; all: also docs/plots
 	$(BIN)/python -m tests.bench $(NAMES) --json bench.json
+	$(if $(NAMES),,.venv-bench/bin/python -m tests.bench.plots bench.json docs/plots && cp bench.json docs/plots/)
 
 bench-quick: setup peers  ## a rough look: smaller loads, one round
 	$(BIN)/python -m tests.bench $(NAMES) --quick --json bench.json

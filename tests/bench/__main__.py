@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import json
 import pkgutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests import bench as package
-from tests.bench.harness import Result, as_json, open_bench
+from tests.bench.harness import Bench, Result, as_json, open_bench
+from tests.bench.provenance import provenance
 
 NAMES = sorted(
     module.name.removeprefix("bench_")
@@ -30,17 +32,22 @@ NAMES = sorted(
 def main(names: tuple[str, ...], quick: bool, rounds: int | None, file: Path | None) -> None:
     """Measure, each path beside its baseline in the same run. Default: all."""
     console = Console(stderr=True)
-    results = asyncio.run(_run(names or tuple(NAMES), quick, rounds or (1 if quick else 5), console))
-    Console(width=140).print(_table(results))
+    begun = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **provenance()}
+    bench = asyncio.run(_run(names or tuple(NAMES), quick, rounds or (1 if quick else 5), console))
+    Console(width=140).print(_table(bench.results))
+    if quick:
+        console.print("Small loads, few rounds: a rough look, no figures to keep.")
     if file:
-        file.write_text(json.dumps(as_json(results), indent=1) + "\n")
+        file.write_text(json.dumps(as_json(bench, begun), indent=1) + "\n")
 
 
-async def _run(names: tuple[str, ...], quick: bool, rounds: int, console: Console) -> list[Result]:
+async def _run(names: tuple[str, ...], quick: bool, rounds: int, console: Console) -> Bench:
     async with open_bench(quick=quick, rounds=rounds, say=lambda step: console.print(step, highlight=False)) as bench:
-        for name in names:
-            await importlib.import_module(f"tests.bench.bench_{name}").run(bench)
-        return bench.results
+        for number, name in enumerate(names, 1):
+            bench.say(f"{name}: benchmark {number} of {len(names)}")
+            async with bench.running(name):
+                await importlib.import_module(f"tests.bench.bench_{name}").run(bench)
+        return bench
 
 
 def _table(results: list[Result]) -> Table:
@@ -54,7 +61,7 @@ def _table(results: list[Result]) -> Table:
             result.baseline or "-",
             "-" if result.ratio is None else f"{result.ratio:.2f}",
             "-" if result.wanted is None else f"{result.wanted:g}",
-            result.note,
+            "; ".join(part for part in ("less is better" if result.less else "", result.note) if part),
         )
     return table
 

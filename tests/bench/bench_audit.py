@@ -26,7 +26,7 @@ _SCAN = "select * from daily_position_snapshots order by security_id, portfolio_
 
 async def run(bench: Bench) -> None:
     """Snapshots audited a second, in two processes."""
-    snapshots = bench.size(1_000_000, 50_000)
+    snapshots = bench.size(1_000_000, 20_000)
     async with bench.database() as dsn:
         bench.say(f"audit: filling in {snapshots:,} snapshots")
         await _fill(dsn, snapshots // _DATES, securities=2)

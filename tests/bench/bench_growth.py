@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
@@ -19,7 +19,7 @@ from sinks import positions, prices, resets
 from sinks.database import Pool, connect_pool
 from sinks.model import Job, Price, Transaction, TransactionType
 from sinks.valuation import Valuation
-from tests.bench.harness import Bench, Result, Work
+from tests.bench.harness import Bench, Point, Result, Work
 
 _SETTLING = 3  # rounds until the plans and the free space have settled
 _REPEATED = 3  # corrections in a round: their median counts
@@ -57,20 +57,25 @@ async def correct(pool: Pool, valuation: Valuation, late: Price) -> int:
                 return snapshots
 
 
-async def _compare(bench: Bench, name: str, unit: str, sizes: Sequence[tuple[str, Work]], note: str) -> None:
+async def _compare(bench: Bench, name: str, unit: str, axis: str, sizes: Sequence[tuple[int, Work]], note: str) -> None:
     """Run all sizes in turn, settle first, and keep a line for each; the first is the baseline of the others."""
     figures: list[list[float]] = [[] for _ in sizes]
-    for number in range(_SETTLING + bench.rounds):
-        settling = number < _SETTLING
-        bench.say(f"{name}: " + ("settling" if settling else f"round {number - _SETTLING + 1} of {bench.rounds}"))
+    settling_rounds = bench.size(_SETTLING, 1)
+    for number in range(settling_rounds + bench.rounds):
+        settling = number < settling_rounds
+        bench.say(f"{name}: " + ("settling" if settling else f"round {number - settling_rounds + 1} of {bench.rounds}"))
         for (_, work), kept in zip(sizes, figures, strict=True):
             figure = await work()
             if not settling:
                 kept.append(figure)
-    smallest = sizes[0][0]
-    bench.add(Result(f"{name}: {smallest}", unit, figures[0], note=f"less is better; {note}"))
-    for (size, _), rounds in zip(sizes[1:], figures[1:], strict=True):
-        bench.add(Result(f"{name}: {size}", unit, rounds, smallest, figures[0], _MOST, "less is better, ratio too"))
+    labels = [f"{size:,} {axis}" for size, _ in sizes]
+    lines = [
+        Result(f"{name}: {label}", unit, rounds, less=True, point=Point(name, axis, size))
+        for label, (size, _), rounds in zip(labels, sizes, figures, strict=True)
+    ]
+    bench.add(replace(lines[0], note=note))
+    for line in lines[1:]:
+        bench.add(replace(line, baseline=labels[0], baseline_rounds=figures[0], wanted=_MOST))
 
 
 # -- a correction among more and more keys, and over a longer and longer calendar ---------------------------------
@@ -153,26 +158,27 @@ class _Books:
 
 async def _by_keys(bench: Bench) -> None:
     dirty = 20
-    keys = [bench.size(full, quick) for full, quick in ((10_000, 1_000), (100_000, 10_000), (1_000_000, 50_000))]
-    books = [(f"{n:,} keys", _Books(30, dirty, 1_000, n - 1_000)) for n in keys]
-    await _corrections(bench, f"correction, 1,000 holders, {dirty} dirty dates", books)
+    keys = [bench.size(full, quick) for full, quick in ((10_000, 1_000), (100_000, 5_000), (1_000_000, 20_000))]
+    books = [(n, _Books(30, dirty, 1_000, n - 1_000)) for n in keys]
+    await _corrections(bench, f"correction, 1,000 holders, {dirty} dirty dates", "keys", books)
 
 
 async def _by_dates(bench: Bench) -> None:
     dirty = 6  # the last date but five, and what follows
     dates = [bench.size(full, quick) for full, quick in ((10, 10), (100, 50), (1_000, 100))]
-    books = [(f"{n:,} dates of history", _Books(n, dirty, 2_000)) for n in dates]
-    await _corrections(bench, f"correction, 2,000 holders, {dirty} dirty dates", books)
+    holders = bench.size(2_000, 500)
+    books = [(n, _Books(n, dirty, holders)) for n in dates]
+    await _corrections(bench, f"correction, {holders:,} holders, {dirty} dirty dates", "dates of history", books)
 
 
-async def _corrections(bench: Bench, name: str, sizes: Sequence[tuple[str, _Books]]) -> None:
+async def _corrections(bench: Bench, name: str, axis: str, sizes: Sequence[tuple[int, _Books]]) -> None:
     async with AsyncExitStack() as databases:
         works = []
         for size, books in sizes:
-            bench.say(f"growth: filling in {size}")
+            bench.say(f"growth: filling in {size:,} {axis}")
             works.append((size, await databases.enter_async_context(_corrected(bench, books))))
         rows = sizes[0][1].holders * sizes[0][1].dirty
-        await _compare(bench, name, "µs per snapshot", works, f"{rows:,} snapshots change")
+        await _compare(bench, name, "µs per snapshot", axis, works, f"{rows:,} snapshots change")
 
 
 @asynccontextmanager
@@ -193,11 +199,11 @@ async def _corrected(bench: Bench, books: _Books) -> AsyncIterator[Work]:
             assert snapshots == rows, f"{snapshots} snapshots were written, not {rows}"
             return seconds / rows * 1e6
 
-        yield lambda: _median_of(once)
+        yield lambda: _median_of(once, bench.size(_REPEATED, 1))
 
 
-async def _median_of(once: Callable[[], Awaitable[float]]) -> float:
-    return statistics.median([await once() for _ in range(_REPEATED)])
+async def _median_of(once: Callable[[], Awaitable[float]], repeated: int) -> float:
+    return statistics.median([await once() for _ in range(repeated)])
 
 
 # -- appends to longer and longer histories -----------------------------------------------------------------------
@@ -218,15 +224,14 @@ cross join lateral jsonb_populate_record(t, jsonb_build_object(
 
 
 async def _by_transactions(bench: Bench) -> None:
-    keys = bench.size(1_000, 300)
+    keys = bench.size(1_000, 100)
     async with AsyncExitStack() as databases:
         works = []
-        for length in (10, 100, 1_000):
+        for length in (bench.size(full, quick) for full, quick in ((10, 10), (100, 50), (1_000, 200))):
             bench.say(f"growth: filling in {keys:,} keys of {length:,} transactions")
-            work = await databases.enter_async_context(_appended(bench, keys, length))
-            works.append((f"to {length:,} transactions", work))
+            works.append((length, await databases.enter_async_context(_appended(bench, keys, length))))
         note = f"one to each of {keys:,} keys in a batch, purchases and disposals in turn"
-        await _compare(bench, "append", "µs per transaction", works, note)
+        await _compare(bench, "append", "µs per transaction", "transactions of the key", works, note)
 
 
 @asynccontextmanager
@@ -252,7 +257,7 @@ async def _appended(bench: Bench, keys: int, length: int) -> AsyncIterator[Work]
             await pool.execute("vacuum transactions, position_history, position_state, securities")
             return seconds / (2 * keys) * 1e6
 
-        yield lambda: _median_of(once)
+        yield lambda: _median_of(once, bench.size(_REPEATED, 1))
 
 
 async def _book(pool: Pool, batch: Sequence[Transaction]) -> None:

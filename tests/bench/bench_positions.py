@@ -53,7 +53,7 @@ _BARE_APPEND = (
 
 async def _appends_over_many_keys(bench: Bench) -> None:
     """1,000 transactions on 1,000 keys in a batch, every fifth a disposal; the bare writes are those of the sink."""
-    keys, batches = 1_000, bench.size(20, 5)
+    keys, batches = 1_000, bench.size(20, 3)
     number = 0
     async with bench.database() as dsn, bench.database() as bare_dsn:
         connection, bare = await connect(dsn), await connect(bare_dsn)

@@ -161,8 +161,8 @@ async def _latency(bench: Bench, settings: Settings, pool: asyncpg.Pool) -> None
                 p99s.append(percentile(99, figures))
     finally:
         await consumer.stop()
-    bench.add(Result("relay, idle: commit to consumer, p99", "ms", p99s, wanted=50, note="less is better"))
-    bench.add(Result("relay, idle: commit to consumer, p50", "ms", p50s, note="less is better"))
+    bench.add(Result("relay, idle: commit to consumer, p99", "ms", p99s, wanted=50, less=True))
+    bench.add(Result("relay, idle: commit to consumer, p50", "ms", p50s, less=True))
 
 
 async def _one(consumer: AIOKafkaConsumer, pool: asyncpg.Pool, value: bytes) -> float:

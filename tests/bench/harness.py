@@ -7,8 +7,6 @@ a baseline measured in the same run, round by round in turn, since machines are 
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -16,8 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +40,21 @@ Work = Callable[[], Awaitable[float]]
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where a line stands among those of its series: at which size along the axis, or at which step."""
+
+    series: str
+    axis: str
+    at: int
+
+
+@dataclass(frozen=True)
 class Result:
-    """One line of the table. rounds: figure of each round; ratio: of the medians, wanted: what it should reach."""
+    """One line of the table. rounds: figure of each round; ratio: of the medians, wanted: what it should reach.
+
+    less: less is better, of the ratio too; aim: the baseline is a figure aimed at, not one that was measured; point:
+    of a line that is one of a series; bench: which benchmark measured it.
+    """
 
     name: str
     unit: str
@@ -53,6 +63,10 @@ class Result:
     baseline_rounds: list[float] = field(default_factory=list)
     wanted: float | None = None
     note: str = ""
+    less: bool = False
+    aim: bool = False
+    point: Point | None = None
+    bench: str = ""
 
     @property
     def median(self) -> float:
@@ -72,12 +86,22 @@ class Bench:
         self.quick = quick
         self.rounds = rounds
         self.results: list[Result] = []
+        self.seconds: dict[str, float] = {}
         self.say = say
         self.folder = folder
         self._ports = Ports(folder / "ports.json")
         self._servers = AsyncExitStack()
         self._postgres: PostgresServer | None = None
         self._kafka: KafkaServer | None = None
+        self._running = ""
+
+    @asynccontextmanager
+    async def running(self, name: str) -> AsyncIterator[None]:
+        """Within it lines belong to this benchmark; how long it takes is kept and told."""
+        self._running, started = name, time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+        self.say(f"{name}: done in {self.seconds[name]:.0f} s")
 
     def size(self, full: int, quick: int) -> int:
         """One figure of the load, by how much time there is."""
@@ -95,19 +119,33 @@ class Bench:
         note: str = "",
     ) -> Result:
         """Run subject and baseline in turn, `rounds` times, and keep the line."""
-        figures: list[float] = []
-        others: list[float] = []
-        for number in range(rounds or self.rounds):
-            self.say(f"{name}: round {number + 1} of {rounds or self.rounds}")
-            if baseline:
-                others.append(await baseline[1]())
-            figures.append(await subject())
-        return self.add(Result(name, unit, figures, baseline[0] if baseline else None, others, wanted, note))
+        works = [subject] if baseline is None else [baseline[1], subject]
+        *others, figures = await self._in_turn(name, works, rounds or self.rounds)
+        beside = (baseline[0], others[0]) if baseline else (None, [])
+        return self.add(Result(name, unit, figures, *beside, wanted, note))
+
+    async def compare_with_each(
+        self, name: str, unit: str, subject: Work, baselines: Sequence[tuple[str, Work, float]]
+    ) -> None:
+        """Run all baselines, each with what is wanted beside it, and the subject in turn; keep a line for each."""
+        works = [*(work for _, work, _ in baselines), subject]
+        *others, figures = await self._in_turn(name, works, self.rounds)
+        for (baseline, _, wanted), rounds in zip(baselines, others, strict=True):
+            self.add(Result(name, unit, figures, baseline, rounds, wanted))
+
+    async def _in_turn(self, name: str, works: Sequence[Work], rounds: int) -> list[list[float]]:
+        figures: list[list[float]] = [[] for _ in works]
+        for number in range(rounds):
+            self.say(f"{name}: round {number + 1} of {rounds}")
+            for work, kept in zip(works, figures, strict=True):
+                kept.append(await work())
+        return figures
 
     def add(self, result: Result) -> Result:
         """Keep a line that was measured in some other way."""
-        self.results.append(result)
-        return result
+        kept = replace(result, bench=self._running)
+        self.results.append(kept)
+        return kept
 
     @asynccontextmanager
     async def database(self, *, migrated: bool = True) -> AsyncIterator[str]:
@@ -187,10 +225,12 @@ def percentile(percent: int, values: Sequence[float]) -> float:
     return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
-def as_json(results: list[Result]) -> dict[str, Any]:
-    """Everything measured, with when and on what."""
+def as_json(bench: Bench, begun: dict[str, Any]) -> dict[str, Any]:
+    """Everything measured: every round of every line, how long each benchmark took. begun: when, and on what."""
     return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "results": [{**asdict(result), "median": result.median, "ratio": result.ratio} for result in results],
+        **begun,
+        "quick": bench.quick,
+        "rounds": bench.rounds,
+        "seconds": bench.seconds,
+        "results": [{**asdict(result), "median": result.median, "ratio": result.ratio} for result in bench.results],
     }

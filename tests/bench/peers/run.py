@@ -26,9 +26,11 @@ async def run_peer(name: str, config: dict[str, Any], python: Path | str = sys.e
         async with asyncio.timeout(_LONGEST_SECONDS):
             out, err = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise RuntimeError(f"{name}: not done within {_LONGEST_SECONDS:.0f} s") from None
+    finally:
+        if process.returncode is None:  # or the run is interrupted: a peer would wait for its broker for ever
+            process.kill()
+            await process.wait()
     lines = [line for line in out.splitlines() if line.startswith(b"{")]  # libraries greet on standard output
     if process.returncode != 0 or not lines:
         said = (out + err).decode(errors="replace").strip().splitlines()[-5:]
