@@ -25,6 +25,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextvars import ContextVar
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 _EMPTY_FETCH_SECONDS = 0.02  # how soon to look again while some partition is held back
 _FETCH_SECONDS = 0.2  # a claim waits for the fetch before it, and so do its own requests on the same connection
-_CLAIM_SECONDS = 80.0  # longer than a session may stand still in a transaction, shorter than Faust waits for a seek
+_CLAIM_SECONDS = 80.0  # longer than a session may stand still in a transaction
 
 _inside_fetcher: ContextVar[bool] = ContextVar("_inside_fetcher", default=False)
 
@@ -148,6 +149,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 for book in (*books, self._acked, self._acked_index):
                     book.pop(partition, None)
             await super().perform_seek()
+            if standbys := self._standbys():
+                await self._thread.seek_wait(standbys)
+
+    def _standbys(self) -> dict[TP, int]:
+        """Where the copies of others' tables end. What they have been sent since is still in a queue, to be cleared."""
+        recovery = self.app.tables.recovery
+        return {tp: recovery.standby_offsets[tp] + 1 for tp in recovery.standby_tps & self.assignment()}
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Kafka's committed offsets for ordinary topics, Postgres' for batch topics."""
@@ -177,6 +185,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def _batch_partitions(self, partitions: Iterable[TP]) -> set[TP]:
         return {tp for tp in partitions if tp.topic in self.app.batch_topics}
+
+    def still_polling(self) -> None:
+        """It reads with another client; a member that is not seen to poll for broker_max_poll_interval leaves."""
+        self._thread._ensure_consumer()._subscription._last_fetch_ended = time.monotonic()
 
     # -- fetching ------------------------------------------------------------------------------------------------
 
