@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -59,7 +61,8 @@ def stack_with(settings: Settings, *changes: str) -> Stack:
 
 
 def log_of(stack: Stack) -> str:
-    return (stack.settings.data_dir / "logs" / "triggers.log").read_text()
+    log = stack.settings.data_dir / "logs" / "triggers.log"
+    return log.read_text() if log.exists() else ""
 
 
 def restores(log: str) -> list[tuple[int, int]]:
@@ -129,20 +132,76 @@ async def test_a_restore_may_take_its_time(kafka: str, empty_database: str, fold
         await stack.stop()
 
 
+async def amid_a_restore(stack: Stack) -> asyncio.Task[None]:
+    """The stack's start, under way: its worker has restored something, and has more to restore."""
+    starting = asyncio.create_task(stack.start())
+
+    async def says_how_far_it_is() -> bool:
+        return re.search(r"changelog: \d+ of \d+ records restored", log_of(stack)) is not None
+
+    await until(says_how_far_it_is, "some of the restore")
+    return starting
+
+
+async def abandoned(starting: asyncio.Task[None]) -> None:
+    starting.cancel()
+    with suppress(asyncio.CancelledError):
+        await starting
+
+
+async def test_a_worker_that_joins_does_not_wait_for_a_restore(kafka: str, empty_database: str, folder: Path) -> None:
+    settings = settings_for(kafka, empty_database, folder)
+    held = await fill(settings)
+    stack = stack_with(settings, "slow_restore")
+    joining = stack_with(settings.model_copy(update={"data_dir": settings.data_dir / "joining"}))
+    starting = await amid_a_restore(stack)
+    try:
+        await joining.start()
+        await starting
+        log = log_of(stack)
+        assert " records restored in " not in log[: log.rindex(" records to restore")], "it began anew at once"
+        (first, _), *_, (last, _) = restores(log)
+        assert 0 < last < first, "a part of its share, and what it had read of that is kept"
+        for one in (stack, joining):
+            assert await entries(one) == held
+    finally:
+        await abandoned(starting)
+        await asyncio.gather(stack.stop(), joining.stop())
+
+
+async def test_a_worker_stops_amid_a_restore(kafka: str, empty_database: str, folder: Path) -> None:
+    settings = settings_for(kafka, empty_database, folder)
+    await fill(settings)
+    stack = stack_with(settings, "slow_restore")
+    starting = await amid_a_restore(stack)
+    try:
+        worker = stack.workers["triggers"]
+        assert worker.pid
+        worker.hold(600)
+        os.kill(worker.pid, signal.SIGTERM)
+
+        async def ended() -> bool:
+            return worker.restarts == 1
+
+        await until(ended, "its end")
+        assert worker.last_exit == 0, "in order"
+        assert " records restored in " not in log_of(stack)
+    finally:
+        await abandoned(starting)
+        await stack.stop()
+
+
 async def test_a_recovery_that_ends_before_its_time_stops_the_worker(
     kafka: str, empty_database: str, folder: Path
 ) -> None:
     """Rather than leave one that is alive and never ready."""
     stack = stack_with(settings_for(kafka, empty_database, folder), "cancelled_below")
     starting = asyncio.create_task(stack.start())
-    log = stack.settings.data_dir / "logs" / "triggers.log"
 
     async def said_so() -> bool:
-        return log.exists() and "the recovery of the table has ended before its time" in log.read_text()
+        return "the recovery of the table has ended before its time" in log_of(stack)
 
     try:
         await until(said_so, "the end of the worker")
     finally:
-        starting.cancel()
-        with suppress(asyncio.CancelledError):
-            await starting
+        await abandoned(starting)
