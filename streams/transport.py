@@ -9,6 +9,7 @@ This overrides internals of faust-streaming 0.15.3 (pinned exactly). What each o
 * `perform_seek`: seek to the offsets in Postgres, once, by Recovery only. The fetcher calls it too when the flow has
   stopped; two claims would interleave and leave the worker with the older epoch. The flow is stopped first: records
   delivered between seek and resume would be dropped from the queues although the read offset has passed them.
+  Standby copies go back to what they hold: what they had been sent is dropped with the queues as well.
 * `_getmany`: fetch batch topics separately, leaving out partitions with enough batches in flight (back-pressure).
   A jump in offsets is not believed because it is there: each fetch must begin where the one before left the client.
   A fetch that went astray (cancelled on our side, yet finished in the client's thread) is fetched once more; a hole
