@@ -156,6 +156,18 @@ class App(BatchApp):
         return sum(self.tables.recovery.active_remaining().values())
 
     @property
+    def standby_remaining(self) -> int:
+        """Changelog records that the copies of others' partitions kept here have yet to take in."""
+        recovery = self.tables.recovery
+        if self._recovering or self.should_stop:
+            return 0
+        ends = {tp: self.consumer.highwater(tp) for tp in recovery.standby_tps & self.consumer.assignment()}
+        return sum(
+            max(0, (recovery.standby_highwaters[tp] + 1 if end is None else end) - recovery.standby_offsets[tp] - 1)
+            for tp, end in ends.items()
+        )
+
+    @property
     def settled(self) -> bool:
         """Whether this worker's tables may be believed: assigned, recovered, and certainly still a member."""
         return self.lease.held and not self._recovering and not self.should_stop

@@ -38,6 +38,9 @@ AUDIT_DIFFERENCES = Counter("audit_differences", "Differences that the backgroun
 RESTORE_REMAINING = Gauge(
     "table_restore_remaining_records", "Changelog records still to be read before the table serves"
 )
+STANDBY_REMAINING = Gauge(
+    "table_standby_remaining_records", "Changelog records that the copies of others' partitions have yet to take in"
+)
 READY = Gauge("worker_ready", "1 when recovered, assigned and the database reachable", ["role"])
 POOL_CONNECTIONS = Gauge("database_pool_connections", "Connections of the worker's pool", ["state"])
 LAG_ERRORS = Counter("consumergroup_lag_errors", "Looks at the lag that failed: the lag series are absent meanwhile")

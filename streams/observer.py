@@ -46,6 +46,7 @@ _NAMES = {
 def join(app: App) -> None:
     """Let the worker report itself, and observe when it is its turn."""
     worker_id = uuid4()
+    metrics.STANDBY_REMAINING.set_function(lambda: app.standby_remaining)
     app.from_start(lambda: _be_listed(app, worker_id))
     app.from_start(lambda: _until_stopped(app, lambda: _observe(app), _FOLLOWER_SECONDS))
 

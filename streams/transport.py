@@ -9,6 +9,7 @@ This overrides internals of faust-streaming 0.15.3 (pinned exactly). What each o
 * `perform_seek`: seek to the offsets in Postgres, once, by Recovery only. The fetcher calls it too when the flow has
   stopped; two claims would interleave and leave the worker with the older epoch. The flow is stopped first: records
   delivered between seek and resume would be dropped from the queues although the read offset has passed them.
+  Standby copies go back to what they hold: what they had been sent is dropped with the queues as well.
 * `_getmany`: fetch batch topics separately, leaving out partitions with enough batches in flight (back-pressure).
   A jump in offsets is not believed because it is there: each fetch must begin where the one before left the client.
   A fetch that went astray (cancelled on our side, yet finished in the client's thread) is fetched once more; a hole
@@ -25,6 +26,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextvars import ContextVar
@@ -46,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 _EMPTY_FETCH_SECONDS = 0.02  # how soon to look again while some partition is held back
 _FETCH_SECONDS = 0.2  # a claim waits for the fetch before it, and so do its own requests on the same connection
-_CLAIM_SECONDS = 80.0  # longer than a session may stand still in a transaction, shorter than Faust waits for a seek
+_CLAIM_SECONDS = 80.0  # longer than a session may stand still in a transaction
 
 _inside_fetcher: ContextVar[bool] = ContextVar("_inside_fetcher", default=False)
 
@@ -154,6 +156,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 for book in (*books, self._acked, self._acked_index):
                     book.pop(partition, None)
             await super().perform_seek()
+            if standbys := self._standbys():
+                await self._thread.seek_wait(standbys)
+
+    def _standbys(self) -> dict[TP, int]:
+        """Where the copies of others' tables end. What they have been sent since is still in a queue, to be cleared."""
+        recovery = self.app.tables.recovery
+        return {tp: recovery.standby_offsets[tp] + 1 for tp in recovery.standby_tps & self.assignment()}
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Kafka's committed offsets for ordinary topics, Postgres' for batch topics."""
@@ -183,6 +192,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def _batch_partitions(self, partitions: Iterable[TP]) -> set[TP]:
         return {tp for tp in partitions if tp.topic in self.app.batch_topics}
+
+    def still_polling(self) -> None:
+        """It reads with another client; a member that is not seen to poll for broker_max_poll_interval leaves."""
+        self._thread._ensure_consumer()._subscription._last_fetch_ended = time.monotonic()
 
     # -- fetching ------------------------------------------------------------------------------------------------
 

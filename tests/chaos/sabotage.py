@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+
+import streams.app
 from sinks import offsets
-from streams import records, transport, write_behind
+from streams import records, table_recovery, transport, write_behind
 from tidemark.main import main
 
 GATE = 0x6761_7465  # "gate"
@@ -124,21 +131,83 @@ def lose_fetches() -> None:
     transport.BatchConsumer._fetch_batches = fetch
 
 
+def no_chunks() -> None:
+    """No protection removed: the changelog cannot be read in chunks, so Faust replays all of it."""
+
+    class Refused(AIOKafkaConsumer):
+        async def getmany(self, *partitions, timeout_ms):
+            raise KafkaError("no chunks")
+
+    table_recovery.AIOKafkaConsumer = Refused
+
+
+def dies_restoring() -> None:
+    """No protection removed: towards the end of its first restore the worker is killed."""
+    whole = table_recovery._Recovery._apply
+    table_recovery._FETCH_BYTES = 1  # one of the producer's batches at a time
+
+    def apply(self, tp, records):
+        whole(self, tp, records)
+        missing = self.active_remaining_total()
+        if records[0].offset == 0:
+            apply.since_the_beginning = True
+        if apply.since_the_beginning and missing < sum(self.active_highwaters.values()) / 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    apply.since_the_beginning = False
+    table_recovery._Recovery._apply = apply
+
+
+def slow_restore() -> None:
+    """No protection removed: a restore takes longer than Faust gives it, and than a member may leave off polling."""
+    settings, whole = streams.app._faust_settings, table_recovery._Recovery._apply
+    table_recovery._FETCH_BYTES = 1
+    ends = time.monotonic() + 20  # of which the start takes some
+
+    def faust_settings(role, named, access):
+        limits = {"broker_request_timeout": named.session_timeout_seconds, "broker_max_poll_interval": 2.0}
+        return {**settings(role, named, access), **limits}
+
+    def apply(self, tp, records):
+        if time.monotonic() < ends:
+            time.sleep(0.5)
+        whole(self, tp, records)
+
+    streams.app._faust_settings = faust_settings
+    table_recovery._SAY_SECONDS = 1.0
+    table_recovery._Recovery._apply = apply
+
+
+def busy_copies() -> None:
+    """No protection removed: a worker that runs is amid the records of a copy when its recovery moves the positions."""
+    whole = table_recovery._Recovery.on_recovery_completed
+
+    async def on_recovery_completed(self, generation_id=0):
+        lacking = {tp for tp in self.standby_tps if self.standby_highwaters[tp] > self.standby_offsets[tp]}
+        begun = {tp: self.standby_offsets[tp] for tp in lacking}
+        while self.app._fetcher.started and lacking and all(self.standby_offsets[tp] == begun[tp] for tp in lacking):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await whole(self, generation_id)
+
+    table_recovery._Recovery.on_recovery_completed = on_recovery_completed
+
+
+def cancelled_below() -> None:
+    """No protection removed: while the changelog is read, a cancellation comes from a library."""
+
+    async def read_ahead(self, behind, offsets, missing):
+        raise asyncio.CancelledError
+
+    table_recovery._Recovery._read_ahead = read_ahead
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     change.__name__: change
     for change in (
-        no_fence,
-        offset_first,
-        no_stop_flow,
-        deaf,
-        gated,
-        ack_first,
-        one_by_one,
-        bug_in_decoder,
-        slow_seek,
-        lose_fetches,
+        no_fence, offset_first, no_stop_flow, deaf, gated, ack_first, one_by_one, bug_in_decoder, slow_seek,
+        lose_fetches, no_chunks, dies_restoring, slow_restore, busy_copies, cancelled_below,
     )
-}
+}  # fmt: skip
 
 if __name__ == "__main__":
     for name in sys.argv.pop(1).split(","):
