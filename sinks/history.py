@@ -69,7 +69,7 @@ from json_to_recordset($1::json) as row (
 """
 
 
-class _Row(msgspec.Struct, frozen=True):
+class _Row(msgspec.Struct, frozen=True, gc=False):
     """A row to be written, recorded_at left out. head_sequence 0: no lot is open."""
 
     security_id: str

@@ -12,7 +12,7 @@ TransactionType = Literal["BUY", "SELL", "TRANSFER_IN", "TRANSFER_OUT", "SPLIT",
 CostBasisMethod = Literal["FIFO", "AVCO"]
 
 
-class Price(msgspec.Struct, frozen=True):
+class Price(msgspec.Struct, frozen=True, gc=False):
     """One closing price; identity (security_id, price_date)."""
 
     security_id: str
@@ -22,7 +22,7 @@ class Price(msgspec.Struct, frozen=True):
     revision: int = 0
 
 
-class Transaction(msgspec.Struct, frozen=True):
+class Transaction(msgspec.Struct, frozen=True, gc=False):
     """One transaction, latest revision; identity transaction_id. transaction_date is an aware UTC timestamp."""
 
     transaction_id: str

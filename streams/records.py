@@ -40,11 +40,11 @@ class Rejected(Exception):  # noqa: N818 - an outcome, not an error of this prog
 _BigInt = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-class _BusinessDate(msgspec.Struct):
+class _BusinessDate(msgspec.Struct, gc=False):
     business_date: str
 
 
-class _Transaction(msgspec.Struct):
+class _Transaction(msgspec.Struct, gc=False):
     transaction_id: str
     portfolio_id: str
     security_id: str
@@ -59,7 +59,7 @@ class _Transaction(msgspec.Struct):
     cancelled: bool = False
 
 
-class _Price(msgspec.Struct):
+class _Price(msgspec.Struct, gc=False):
     security_id: str
     price_date: str
     price: msgspec.Raw
