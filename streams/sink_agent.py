@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_AT_ONCE = 2
+"""Transactions of one sink. While Postgres works on one, this process prepares the other; a third would only wait."""
 _PORTION = 250  # records decoded at a stretch: a millisecond or two
 
 
@@ -64,20 +66,23 @@ class Sink(Generic[T]):
         metrics.expect(topic)
 
     async def consume(self, batches: AsyncIterable[Batch]) -> None:
-        """Commit batch after batch; the next one is decoded while Postgres works on the one before.
+        """Commit batch after batch of each partition; meanwhile decode the next, and commit one of another partition.
 
         So Faust believes a batch done while its transaction may still run. That harms nothing: where the next owner
         goes on is decided by that transaction, and what Kafka is told follows Postgres.
         """
-        running: asyncio.Task[None] | None = None
+        running: dict[int, asyncio.Task[None]] = {}
         try:
             async for batch in batches:
                 decoding = asyncio.create_task(self._decode_all(batch))
-                await asyncio.wait({decoding, running} if running else {decoding})
-                running = asyncio.create_task(self._commit(batch, decoding))
+                before = running.get(batch.partition)
+                await asyncio.wait({decoding, before} if before else {decoding})
+                while len(running := {p: task for p, task in running.items() if not task.done()}) >= _AT_ONCE:
+                    await asyncio.wait(running.values(), return_when=asyncio.FIRST_COMPLETED)
+                running[batch.partition] = asyncio.create_task(self._commit(batch, decoding))
         finally:
             if running:
-                await asyncio.wait({running})
+                await asyncio.wait(running.values())
 
     async def _decode_all(self, batch: Batch) -> _Decoded[T]:
         """In small portions: between two statements Postgres waits for this very event loop."""

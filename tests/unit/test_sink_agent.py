@@ -1,0 +1,114 @@
+"""In which order a sink commits what it is given: a partition's batches in turn, two partitions side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sinks.offsets import Batch
+from streams import sink_agent
+from streams.sink_agent import Sink
+
+
+@dataclass
+class Transactions:
+    """Stands in for the offsets of a worker: each transaction lasts until it is let go."""
+
+    begun: list[tuple[int, int]] = field(default_factory=list)
+    ended: list[tuple[int, int]] = field(default_factory=list)
+    gates: dict[tuple[int, int], asyncio.Event] = field(default_factory=dict)
+
+    async def apply(self, batch: Batch, effect: Any, refuse: Any) -> Sequence[Any]:
+        place = (batch.partition, batch.start)
+        self.begun.append(place)
+        await self.gate(*place).wait()
+        self.ended.append(place)
+        return []
+
+    def gate(self, partition: int, start: int) -> asyncio.Event:
+        return self.gates.setdefault((partition, start), asyncio.Event())
+
+
+def batch(partition: int, start: int) -> Batch:
+    record = SimpleNamespace(topic="t", partition=partition, offset=start, key=None, value=b"x")
+    return Batch("t", partition, 1, start, [record])
+
+
+@pytest.fixture
+def transactions() -> Transactions:
+    return Transactions()
+
+
+@pytest.fixture
+def sink(transactions: Transactions) -> Sink[bytes | None]:
+    async def nothing(connection: object, records: object) -> Any:
+        raise AssertionError("the effect belongs to the transaction")
+
+    app: Any = SimpleNamespace(offsets=transactions)
+    return Sink(app, "t", lambda value: value, nothing)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def given(*batches: Batch) -> AsyncIterator[Batch]:
+    for each in batches:
+        yield each
+
+
+async def test_two_partitions_side_by_side_and_each_in_turn(
+    sink: Sink[bytes | None], transactions: Transactions
+) -> None:
+    consuming = asyncio.create_task(sink.consume(given(batch(0, 0), batch(1, 0), batch(1, 5), batch(0, 7))))
+    await settle()
+    assert transactions.begun == [(0, 0), (1, 0)]
+    transactions.gate(0, 0).set()
+    await settle()
+    assert transactions.begun == [(0, 0), (1, 0)], "(1, 5) must wait for (1, 0)"
+    transactions.gate(1, 0).set()
+    await settle()
+    assert transactions.begun == [(0, 0), (1, 0), (1, 5), (0, 7)]
+    transactions.gate(0, 7).set()
+    await settle()
+    assert not consuming.done(), "a transaction still runs"
+    transactions.gate(1, 5).set()
+    await consuming
+    assert transactions.ended == [(0, 0), (1, 0), (0, 7), (1, 5)]
+
+
+async def test_no_more_transactions_than_at_once(sink: Sink[bytes | None], transactions: Transactions) -> None:
+    consuming = asyncio.create_task(sink.consume(given(*(batch(partition, 0) for partition in range(5)))))
+    await settle()
+    assert len(transactions.begun) == sink_agent._AT_ONCE
+    transactions.gate(1, 0).set()
+    await settle()
+    assert transactions.begun == [(0, 0), (1, 0), (2, 0)]
+    for partition in range(5):
+        transactions.gate(partition, 0).set()
+    await consuming
+    assert [partition for partition, _ in transactions.begun] == [0, 1, 2, 3, 4]
+
+
+async def test_what_runs_is_waited_for_when_the_stream_ends_with_an_error(
+    sink: Sink[bytes | None], transactions: Transactions
+) -> None:
+    async def broken() -> AsyncIterator[Batch]:
+        yield batch(0, 0)
+        await settle()
+        raise RuntimeError("the stream ends")
+
+    consuming = asyncio.create_task(sink.consume(broken()))
+    for _ in range(3):
+        await settle()
+    assert not consuming.done()
+    transactions.gate(0, 0).set()
+    with pytest.raises(RuntimeError, match="the stream ends"):
+        await consuming
+    assert transactions.ended == [(0, 0)]
