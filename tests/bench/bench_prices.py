@@ -6,23 +6,18 @@ least once.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-import uuid
-from pathlib import Path
 
-from deploy.local.stack import Stack
 from sinks import prices
 from sinks.database import Connection, open_connection
 from streams.records import decode_price
-from streams.settings import Settings
-from tests.bench.bench_consume import Peers, forget_offsets, price, send_prices
+from streams.topics import PRICES
+from tests.bench.bench_consume import Peers, price, send_prices
 from tests.bench.harness import Bench, Work, timed
+from tests.bench.intake import through_intake
 from tests.bench.peers.run import PEERS
 
 _BATCH = 5_000
-_LONGEST_SECONDS = 300.0
 
 
 async def run(bench: Bench) -> None:
@@ -36,7 +31,7 @@ async def run(bench: Bench) -> None:
 
         async def ours() -> float:
             await _empty(connection)
-            return await _through_the_worker(settings, connection, count)
+            return await through_intake(settings, connection, PRICES, count)
 
         async def plain() -> float:
             await _empty(connection)
@@ -71,32 +66,3 @@ async def run(bench: Bench) -> None:
 async def _empty(connection: Connection) -> None:
     await connection.execute("truncate market_prices")
     await connection.execute("checkpoint")
-
-
-async def _through_the_worker(settings: Settings, connection: Connection, count: int) -> float:
-    """Rows per second from the first committed batch on, so that the worker's start does not count."""
-    await forget_offsets(settings)
-    stack = Stack(
-        settings.model_copy(update={"data_dir": Path(f"{settings.data_dir}-{uuid.uuid4().hex[:8]}")}), roles=["intake"]
-    )
-    starting = asyncio.create_task(stack.start())
-    try:
-        async with asyncio.timeout(_LONGEST_SECONDS):
-            while not (first := await _passed(connection, settings)):  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
-            started = time.perf_counter()
-            while (last := await _passed(connection, settings)) < count:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            return (last - first) / (time.perf_counter() - started)
-    finally:
-        await starting
-        await stack.stop()
-
-
-async def _passed(connection: Connection, settings: Settings) -> int:
-    found: int = await connection.fetchval(
-        "select coalesce(sum(next_offset), 0)::bigint from kafka_offsets where consumer_group = $1 and topic = $2",
-        settings.group("intake"),
-        settings.topic("prices"),
-    )
-    return found

@@ -1,0 +1,98 @@
+"""Transactions from Kafka into positions, exactly once, by one `intake` worker: the append path.
+
+Beside it the rows that the worker wrote, written again by bare SQL: all values at hand, nothing is decided.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from confluent_kafka import Producer
+
+from sinks.database import Connection, open_connection
+from streams.settings import Settings
+from streams.topics import TRANSACTIONS
+from tests.bench.bench_positions import trade
+from tests.bench.harness import Bench
+from tests.bench.intake import through_intake
+
+_KEYS = 1_000
+_BATCH = 5_000
+_TABLES = ("transactions", "position_history", "outbox_events")
+_OTHERS = ("position_state", "securities")
+_ORDER = {"transactions": "transaction_date", "position_history": "sequence", "outbox_events": "id"}
+
+_AS_JSON = "select json_agg(r)::text from (select * from {table} order by {order} limit $1 offset $2) as r"
+_INSERT = (
+    "insert into {table} overriding system value select * from json_populate_recordset(null::{table}, $1::text::json)"
+)
+
+
+async def run(bench: Bench) -> None:
+    """Every fifth transaction of a key is a disposal; tables are emptied before each round."""
+    count = bench.size(60_000, 10_000)
+    async with (
+        bench.database() as dsn,
+        bench.database() as bare_dsn,
+        open_connection(dsn) as connection,
+        open_connection(bare_dsn) as bare,
+    ):
+        settings = await bench.settings(dsn, batch_records=_BATCH)
+        _send(settings, count)
+
+        async def ours() -> float:
+            await _empty(connection, *_TABLES, *_OTHERS)
+            return await through_intake(settings, connection, TRANSACTIONS, count)
+
+        async def bare_sql() -> float:
+            await _empty(bare, *_TABLES)
+            return count / await _written_again(connection, bare, count)
+
+        bench.say("transactions: a first round, so that there is something to write again")
+        await ours()
+        await bench.compare(
+            "transactions into positions, exactly once",
+            "transactions/s",
+            ours,
+            ("bare inserts of the same rows", bare_sql),
+            wanted=0.6,
+        )
+
+
+async def _empty(connection: Connection, *tables: str) -> None:
+    await connection.execute(f"truncate {', '.join(tables)} cascade")
+    await connection.execute("checkpoint")
+
+
+async def _written_again(connection: Connection, bare: Connection, count: int) -> float:
+    """Seconds to write all rows of the three tables, a batch a transaction; how they are sent costs next to nothing."""
+    seconds = 0.0
+    for start in range(0, count, _BATCH):
+        found = {
+            table: await connection.fetchval(_AS_JSON.format(table=table, order=_ORDER[table]), _BATCH, start)
+            for table in _TABLES
+        }
+        began = time.perf_counter()
+        async with bare.transaction():
+            for table, rows in found.items():
+                await bare.execute(_INSERT.format(table=table), rows)
+        seconds += time.perf_counter() - began
+    return seconds
+
+
+def _send(settings: Settings, count: int) -> None:
+    """In the order in which they happened, spread over the partitions by their security."""
+    producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 20, "batch.size": 500_000})
+    topic = settings.topic(TRANSACTIONS)
+    for place in range(count):
+        number, key = divmod(place, _KEYS)
+        kind, quantity = ("SELL", 7) if number % 5 == 4 else ("BUY", 5)
+        record = msgspec.json.encode(trade(number, key, kind, quantity))
+        while True:
+            try:
+                producer.produce(topic, record, key=trade(number, key).security_id.encode())
+                break
+            except BufferError:
+                producer.poll(0.1)
+    assert producer.flush(60) == 0
