@@ -19,8 +19,9 @@ from tests.bench.intake import through_intake
 
 _KEYS = 1_000
 _BATCH = 5_000
-_TABLES = ("transactions", "position_history", "outbox_events")
-_OTHERS = ("position_state", "securities")
+_WRITTEN = ("transactions", "position_history", "outbox_events")
+TABLES = (*_WRITTEN, "position_state", "securities")
+"""What booking writes."""
 _ORDER = {"transactions": "transaction_date", "position_history": "sequence", "outbox_events": "id"}
 
 _AS_JSON = "select json_agg(r)::text from (select * from {table} order by {order} limit $1 offset $2) as r"
@@ -39,14 +40,14 @@ async def run(bench: Bench) -> None:
         open_connection(bare_dsn) as bare,
     ):
         settings = await bench.settings(dsn, batch_records=_BATCH)
-        _send(settings, count)
+        send_transactions(settings, count)
 
         async def ours() -> float:
-            await _empty(connection, *_TABLES, *_OTHERS)
+            await empty(connection, *TABLES)
             return await through_intake(settings, connection, TRANSACTIONS, count)
 
         async def bare_sql() -> float:
-            await _empty(bare, *_TABLES)
+            await empty(bare, *TABLES)
             return count / await _written_again(connection, bare, count)
 
         bench.say("transactions: a first round, so that there is something to write again")
@@ -60,7 +61,8 @@ async def run(bench: Bench) -> None:
         )
 
 
-async def _empty(connection: Connection, *tables: str) -> None:
+async def empty(connection: Connection, *tables: str) -> None:
+    """Before each round, so that all rounds begin alike."""
     await connection.execute(f"truncate {', '.join(tables)} cascade")
     await connection.execute("checkpoint")
 
@@ -71,7 +73,7 @@ async def _written_again(connection: Connection, bare: Connection, count: int) -
     for start in range(0, count, _BATCH):
         found = {
             table: await connection.fetchval(_AS_JSON.format(table=table, order=_ORDER[table]), _BATCH, start)
-            for table in _TABLES
+            for table in _WRITTEN
         }
         began = time.perf_counter()
         async with bare.transaction():
@@ -81,8 +83,8 @@ async def _written_again(connection: Connection, bare: Connection, count: int) -
     return seconds
 
 
-def _send(settings: Settings, count: int) -> None:
-    """In the order in which they happened, spread over the partitions by their security."""
+def send_transactions(settings: Settings, count: int) -> int:
+    """In the order in which they happened, spread over the partitions by their security; returns how many."""
     producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 20, "batch.size": 500_000})
     topic = settings.topic(TRANSACTIONS)
     for place in range(count):
@@ -96,3 +98,4 @@ def _send(settings: Settings, count: int) -> None:
             except BufferError:
                 producer.poll(0.1)
     assert producer.flush(60) == 0
+    return count
