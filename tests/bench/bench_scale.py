@@ -19,7 +19,10 @@ async def run(bench: Bench) -> None:
     """Prices over more and more partitions, one worker; transactions by two workers beside one."""
     async with bench.database() as dsn, open_connection(dsn) as connection:
         await _by_partitions(bench, dsn, connection)
-        await _by_workers(bench, dsn, connection)
+        if bench.quick:
+            bench.say("scale: two workers are left out of a quick look")
+        else:
+            await _by_workers(bench, dsn, connection)
 
 
 async def _by_partitions(bench: Bench, dsn: str, connection: Connection) -> None:
@@ -36,7 +39,7 @@ async def _by_partitions(bench: Bench, dsn: str, connection: Connection) -> None
         return rate
 
     one = await of(1)
-    for partitions in _PARTITIONS:
+    for partitions in _PARTITIONS[:1] if bench.quick else _PARTITIONS:
         await bench.compare(
             f"prices into Postgres from {partitions} partitions", "rows/s", await of(partitions), ("from one", one)
         )
