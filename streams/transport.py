@@ -28,7 +28,7 @@ import os
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -190,6 +190,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         await self._check_log({tp: claim.next_offset for tp, claim in claims.items()})
         return claims
 
+    async def wait_empty(self) -> None:
+        """Wait until all events that agents have taken are acknowledged."""
+        for let_go in self.app.before_wait_empty:
+            await let_go()
+        await super().wait_empty()
+
     def _batch_partitions(self, partitions: Iterable[TP]) -> set[TP]:
         return {tp for tp in partitions if tp.topic in self.app.batch_topics}
 
@@ -319,6 +325,8 @@ class BatchApp(faust.App):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.batch_topics: dict[str, BatchLimits] = {}
+        self.before_wait_empty: list[Callable[[], Awaitable[None]]] = []
+        """Whoever keeps events unacknowledged between two of them is told here to let them go."""
         super().__init__(*args, **kwargs)
 
     def on_rebalance_start(self) -> None:

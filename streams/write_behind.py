@@ -28,18 +28,27 @@ class WriteBehind:
         self._published: list[Awaitable[Any]] = []
         self._writes: dict[bytes, tuple[Any, bytes | None]] = {}
         """By key: the event that it follows from, and the value (None: none)."""
+        self._turn = asyncio.Lock()
+        app.before_wait_empty.append(self.end)
 
     async def events(self) -> AsyncIterator[Any]:
         """The stream's events. Asking for the next one says that this one's effects are all given to this object."""
         async for event in self._stream.events():
-            self._events.append(event)
-            yield event
-            if len(self._events) >= _MOST or not await self._more():
-                await self._end()
+            async with self._turn:
+                self._events.append(event)
+                yield event
+                if len(self._events) >= _MOST or not await self._more():
+                    await self._end()
+
+    async def end(self) -> None:
+        """End the run now: a rebalance or a stop waits for it, and has dropped the events that would have ended it."""
+        async with self._turn:
+            await asyncio.create_task(self._end())  # the table asks the context which event is the current one
 
     async def _more(self) -> bool:
-        """Whether an event waits, or is about to. Never waits for one that has not been fetched."""
-        while self._waiting.empty() and self._app.consumer.undelivered and not self._app.should_stop:  # noqa: ASYNC110
+        """Whether an event waits, or is about to. Never waits for one that has not been fetched, or will be dropped."""
+        consumer = self._app.consumer
+        while self._waiting.empty() and consumer.undelivered and consumer.flow_active:  # noqa: ASYNC110
             await asyncio.sleep(0)  # the fetcher's turn: it needs a few for each event
         return not self._waiting.empty()
 

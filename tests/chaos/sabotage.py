@@ -91,6 +91,15 @@ def one_by_one() -> None:
     write_behind._MOST = 1
 
 
+def open_runs() -> None:
+    """No protection removed: a run of triggers never ends of itself, as if what would end it were dropped."""
+
+    async def more(self):
+        return True
+
+    write_behind.WriteBehind._more = more
+
+
 def bug_in_decoder() -> None:
     """No protection removed: prices of 7 meet a bug."""
     whole = records.decode_price
@@ -204,7 +213,7 @@ def cancelled_below() -> None:
 SABOTAGES: dict[str, Callable[[], None]] = {
     change.__name__: change
     for change in (
-        no_fence, offset_first, no_stop_flow, deaf, gated, ack_first, one_by_one, bug_in_decoder, slow_seek,
+        no_fence, offset_first, no_stop_flow, deaf, gated, ack_first, one_by_one, open_runs, bug_in_decoder, slow_seek,
         lose_fetches, no_chunks, dies_restoring, slow_restore, busy_copies, cancelled_below,
     )
 }  # fmt: skip

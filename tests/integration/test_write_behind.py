@@ -158,6 +158,27 @@ async def test_no_trigger_is_acknowledged_before_the_broker_has_its_job(
         await stack.stop()
 
 
+async def test_a_rebalance_and_a_stop_end_a_run_that_is_open(kafka: str, empty_database: str, folder: Path) -> None:
+    """The first worker keeps its run open; then a second one joins, and takes half of the partitions over."""
+    settings = settings_for(kafka, empty_database, folder, internal_partitions=2)
+    program = [sys.executable, "-m", "tests.chaos.sabotage", "open_runs"]
+    first = Stack(settings, roles=["triggers"], program=program)
+    second = Stack(settings.model_copy(update={"data_dir": folder / "second"}), roles=["triggers"])
+    await first.start()
+    try:
+        await send(settings, [trigger("S", 1, 5)])
+        await until(lambda: taken(first), "a trigger taken")
+        await second.start()
+        await until(lambda: all_acknowledged(settings), "the run ended for the rebalance", 30)
+        await send(settings, [trigger("S", seq, 5) for seq in (2, 3)])
+        await first.stop()
+        await until(lambda: all_acknowledged(settings), "the run ended for the stop", 30)
+        assert "not stopped in order" not in (settings.data_dir / "logs" / "triggers.log").read_text()
+    finally:
+        await first.stop()
+        await second.stop()
+
+
 async def kill(worker: Part) -> None:
     """Kill it; returns when another one serves."""
     assert worker.pid
