@@ -53,21 +53,6 @@ where h.security_id = new.security_id and h.portfolio_id = new.portfolio_id
   and h.superseded_epoch is null and h.sequence > new.kept
 """
 
-_COLUMNS = """
-    security_id, portfolio_id, epoch, sequence, transaction_id, transaction_date, position_date, quantity, cost_basis,
-    realized_gain_loss, exact_quantity, exact_cost_basis, exact_realized, head_sequence, head_quantity, head_cost,
-    lot_quantity, lot_cost, split_ratio
-"""
-_WRITE = f"""
-insert into position_history ({_COLUMNS}, recorded_at)
-select {_COLUMNS}, $2::timestamptz
-from json_to_recordset($1::json) as row (
-    security_id text, portfolio_id text, epoch int, sequence int, transaction_id text, transaction_date timestamptz,
-    position_date date, quantity numeric, cost_basis numeric, realized_gain_loss numeric, exact_quantity numeric,
-    exact_cost_basis numeric, exact_realized numeric, head_sequence int, head_quantity numeric, head_cost numeric,
-    lot_quantity numeric, lot_cost numeric, split_ratio numeric)
-"""
-
 
 class _Row(msgspec.Struct, frozen=True, gc=False):
     """A row to be written, recorded_at left out. head_sequence 0: no lot is open."""
@@ -91,6 +76,19 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     lot_quantity: Decimal | None
     lot_cost: Decimal | None
     split_ratio: Decimal | None
+
+
+_COLUMNS = ", ".join(_Row.__struct_fields__)
+
+_WRITE = f"""
+insert into position_history ({_COLUMNS}, recorded_at)
+select {_COLUMNS}, $2::timestamptz
+from json_to_recordset($1::json) as row (
+    security_id text, portfolio_id text, epoch int, sequence int, transaction_id text, transaction_date timestamptz,
+    position_date date, quantity numeric, cost_basis numeric, realized_gain_loss numeric, exact_quantity numeric,
+    exact_cost_basis numeric, exact_realized numeric, head_sequence int, head_quantity numeric, head_cost numeric,
+    lot_quantity numeric, lot_cost numeric, split_ratio numeric)
+"""
 
 
 def base(row: asyncpg.Record) -> Base:
