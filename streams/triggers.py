@@ -47,7 +47,6 @@ console.add_pages(app, table, _entry.decode)
 async def decide(stream: Any) -> None:
     """Triggers and statuses → jobs and the table. An error stops the worker with the events unacknowledged."""
     run = WriteBehind(app, table, stream)
-    app.on_partitions_assigned.connect(run.forget)
     event: Any = None
     try:
         async for event in run.events():

@@ -24,12 +24,16 @@ class WriteBehind:
         self._table = table
         self._stream = stream.noack()
         self._waiting = self._stream.channel.queue
+        self._begin()
+        self._turn = asyncio.Lock()
+        app.before_wait_empty.append(self.end)
+        app.on_partitions_assigned.connect(self.forget)
+
+    def _begin(self) -> None:
         self._events: list[Any] = []
         self._published: list[Awaitable[Any]] = []
         self._writes: dict[bytes, tuple[Any, bytes | None]] = {}
         """By key: the event that it follows from, and the value (None: none)."""
-        self._turn = asyncio.Lock()
-        app.before_wait_empty.append(self.end)
 
     async def events(self) -> AsyncIterator[Any]:
         """The stream's events. Asking for the next one says that this one's effects are all given to this object."""
@@ -66,7 +70,7 @@ class WriteBehind:
 
     async def forget(self, *_: Any, **__: Any) -> None:
         """Partitions were assigned anew: whoever owns them now gets what was not acknowledged again."""
-        self._events, self._published, self._writes = [], [], {}
+        self._begin()
 
     async def _end(self) -> None:
         await asyncio.gather(*self._published)
@@ -81,4 +85,4 @@ class WriteBehind:
         for event in self._events:
             if event.ack():
                 self._app.sensors.on_message_out(event.message.tp, event.message.offset, event.message)
-        self._events, self._published, self._writes = [], [], {}
+        self._begin()
