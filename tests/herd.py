@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from sinks import corrections
+from sinks import corrections, resets
 from sinks.database import Pool, connect_pool
 from sinks.model import Job
 from sinks.offsets import Batch, Claim, Offsets, Place
@@ -80,6 +80,14 @@ async def issue(pool: asyncpg.Pool, securities: Sequence[str], day: date, reason
     async with pool.acquire() as connection, connection.transaction():
         seqs = await corrections.issue(connection, [(security, day) for security in securities], reason)
     return [Job(seq, security, day, seq, datetime.now(UTC)) for security, seq in seqs.items()]
+
+
+async def reset(pool: asyncpg.Pool, jobs: Sequence[Job]) -> int:
+    """Open the jobs and carry them out, without window, limiter and fence; returns how many keys were reset."""
+    async with pool.acquire() as connection, connection.transaction():
+        opened = await resets.open_jobs(connection, jobs)
+    async with pool.acquire() as connection, connection.transaction():
+        return (await resets.reset_small(connection, opened)).keys_reset
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ import uuid
 from datetime import date, timedelta
 from typing import Any
 
-from confluent_kafka import Producer
-
 from sinks.database import open_connection
 from streams.settings import Settings
 from streams.topics import PRICES
 from tests.bench.harness import Bench, Work
 from tests.bench.peers.run import PEERS, PEERS_PYTHON, run_peer
+from tests.bench.sending import send
 
 _SECURITIES = 1_000
 _FIRST_DAY = date(2020, 1, 1)
@@ -95,17 +94,8 @@ def price(number: int) -> dict[str, Any]:
 
 def send_prices(settings: Settings, count: int) -> None:
     """Produce that many, spread over the partitions by their security."""
-    producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 20, "batch.size": 500_000})
-    topic = settings.topic(PRICES)
-    for number in range(count):
-        record = price(number)
-        while True:
-            try:
-                producer.produce(topic, json.dumps(record).encode(), key=record["security_id"].encode())
-                break
-            except BufferError:
-                producer.poll(0.1)
-    assert producer.flush(60) == 0
+    records = (price(number) for number in range(count))
+    send(settings, PRICES, ((record["security_id"], json.dumps(record).encode()) for record in records))
 
 
 async def forget_offsets(settings: Settings) -> None:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
-from sinks import positions, prices, resets
+from sinks import positions, prices
 from sinks.database import Pool, connect_pool
 from sinks.model import Job, Price, Transaction, TransactionType
 from sinks.valuation import Valuation
 from tests.bench.harness import Bench, Point, Result, Work
+from tests.herd import reset
 
 _SETTLING = 3  # rounds until the plans and the free space have settled
 _REPEATED = 3  # corrections in a round: their median counts
@@ -44,10 +45,7 @@ async def correct(pool: Pool, valuation: Valuation, late: Price) -> int:
     async with pool.acquire() as connection, connection.transaction():
         seq = (await prices.apply(connection, [late])).corrections[late.security_id]
     job = Job(seq, late.security_id, late.price_date, seq, datetime.now(UTC))
-    async with pool.acquire() as connection, connection.transaction():
-        opened = await resets.open_jobs(connection, [job])
-    async with pool.acquire() as connection, connection.transaction():
-        await resets.reset_small(connection, opened)
+    await reset(pool, [job])
     snapshots = 0
     async with asyncio.timeout(_LONGEST_SECONDS):
         while True:

@@ -13,11 +13,10 @@ from functools import partial
 
 import asyncpg
 
-from sinks import resets
 from sinks.database import connect_pool
 from sinks.valuation import Valuation
 from tests.bench.harness import Bench, timed
-from tests.herd import issue, load
+from tests.herd import issue, load, reset
 
 _SECURITY = "GIANT"
 _DATES, _DIRTY = 20, 15
@@ -83,11 +82,7 @@ async def _revalued(pool: asyncpg.Pool, holders: int, until: date) -> float:
         "update market_prices set price = price + 1 where security_id = $1 and price_date between $2 and $3",
         _SECURITY, _FROM, until,
     )  # fmt: skip
-    jobs = await issue(pool, [_SECURITY], _FROM)
-    async with pool.acquire() as connection, connection.transaction():
-        opened = await resets.open_jobs(connection, jobs)
-    async with pool.acquire() as connection, connection.transaction():
-        await resets.reset_small(connection, opened)
+    await reset(pool, await issue(pool, [_SECURITY], _FROM))
     await pool.execute("truncate outbox_events")
     await pool.execute("vacuum position_state, daily_position_snapshots")
     await pool.execute("checkpoint")

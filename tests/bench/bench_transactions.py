@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 
 import msgspec
-from confluent_kafka import Producer
 
 from sinks.database import Connection, open_connection
 from streams.settings import Settings
@@ -16,6 +15,7 @@ from streams.topics import TRANSACTIONS
 from tests.bench.bench_positions import trade
 from tests.bench.harness import Bench
 from tests.bench.intake import through_intake
+from tests.bench.sending import send
 
 _KEYS = 1_000
 _BATCH = 5_000
@@ -85,17 +85,10 @@ async def _written_again(connection: Connection, bare: Connection, count: int) -
 
 def send_transactions(settings: Settings, count: int) -> int:
     """In the order in which they happened, spread over the partitions by their security; returns how many."""
-    producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 20, "batch.size": 500_000})
-    topic = settings.topic(TRANSACTIONS)
-    for place in range(count):
-        number, key = divmod(place, _KEYS)
-        kind, quantity = ("SELL", 7) if number % 5 == 4 else ("BUY", 5)
-        record = msgspec.json.encode(trade(number, key, kind, quantity))
-        while True:
-            try:
-                producer.produce(topic, record, key=trade(number, key).security_id.encode())
-                break
-            except BufferError:
-                producer.poll(0.1)
-    assert producer.flush(60) == 0
+    send(settings, TRANSACTIONS, (_record(*divmod(place, _KEYS)) for place in range(count)))
     return count
+
+
+def _record(number: int, key: int) -> tuple[str, bytes]:
+    transaction = trade(number, key, *(("SELL", 7) if number % 5 == 4 else ("BUY", 5)))
+    return transaction.security_id, msgspec.json.encode(transaction)

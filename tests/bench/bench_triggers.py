@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import aiohttp
-from confluent_kafka import Producer
 
 from deploy.local.stack import Stack
 from streams import topics
 from tests.bench.harness import Bench, Work
+from tests.bench.sending import send
 
 _PARTITIONS = 1
 _WAIT_SECONDS = 300.0
@@ -75,11 +75,9 @@ class _Bursts:
         return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(_COUNTED)), 0)
 
     def _send(self, first: int) -> None:
-        settings = self._stack.settings
-        producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 5})
-        for n in range(first, first + self._count):
-            security = self._security(n)
-            value = {"security_id": security, "earliest_impacted_date": "2025-01-05", "seq": n + 1, "reason": "price"}
-            producer.produce(settings.topic(topics.TRIGGERS), json.dumps(value).encode(), key=security.encode())
-            producer.poll(0)
-        assert producer.flush(60) == 0
+        send(self._stack.settings, topics.TRIGGERS, map(self._trigger, range(first, first + self._count)))
+
+    def _trigger(self, number: int) -> tuple[str, bytes]:
+        security = self._security(number)
+        value = {"security_id": security, "earliest_impacted_date": "2025-01-05", "seq": number + 1, "reason": "price"}
+        return security, json.dumps(value).encode()

@@ -7,10 +7,10 @@ from datetime import date
 
 import pytest
 
-from sinks import resets
 from sinks.database import Pool, connect_pool
 from sinks.offsets import Batch, Offsets
 from sinks.valuation import Valuation
+from tests import herd
 from tests.herd import issue, load
 
 SECURITIES, HOLDERS = [f"S{number}" for number in range(50)], 100
@@ -34,10 +34,7 @@ async def updates(pool: Pool, table: str) -> tuple[int, int]:
 
 async def reset(pool: Pool, securities: Sequence[str] = SECURITIES) -> None:
     jobs = await issue(pool, securities, date(2025, 1, 2))
-    async with pool.acquire() as connection, connection.transaction():
-        opened = await resets.open_jobs(connection, jobs)
-    async with pool.acquire() as connection, connection.transaction():
-        assert (await resets.reset_small(connection, opened)).keys_reset == len(securities) * HOLDERS
+    assert await herd.reset(pool, jobs) == len(securities) * HOLDERS
 
 
 async def value(pool: Pool, securities: Sequence[str] = SECURITIES) -> None:
