@@ -80,7 +80,9 @@ select set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan'
        set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
 """
 
-# The place where the chunk ends; null at the end of the security.
+# The place where the chunk ends; null at the end of the security. A chunk between the first and the last need not wait
+# for the disk: a crash of the server that loses it loses its cursor too, and what follows from it (the next chunks, a
+# valuation) cannot be on disk without it. The first and the last announce: an event_id must not be drawn again.
 _STEP = f"""
 with planner as materialized ({_IN_KEY_ORDER}), boundary as materialized (
     select portfolio_id from position_state
@@ -93,7 +95,9 @@ update reprocessing_jobs j set
 from planner
 where job_id = $1 and cursor_portfolio_id = $3 and status in ('PENDING', 'PROCESSING')
 returning (select portfolio_id from boundary) as boundary, old.status = 'PENDING' as first, {_FIRST_SEQ} as seq,
-    {last_held_before("j.earliest_impacted_date")} as since
+    {last_held_before("j.earliest_impacted_date")} as since,
+    case when old.status <> 'PENDING' and exists (select from boundary)
+         then set_config('synchronous_commit', 'off', true) end
 """
 
 # LEAST is computed on the row as it is after the wait for its lock.

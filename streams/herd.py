@@ -200,7 +200,7 @@ class Herd:
     async def _work_piece(self, lane: Lane, work: Work, rows: int) -> int:
         job = self._jobs[lane][work.job_id]
         began = time.time()
-        scan = rows if work.keys_left > rows else max(rows, self._size.keys)
+        scan = rows if work.keys_left > rows else max(rows, self._size.keys) + 1  # one more key shows: it is the last
         keys = 0
         try:
             chunk = await self._app.offsets.step(

@@ -231,7 +231,7 @@ async def _rates(bench: Bench) -> None:
     """Keys per second against the rate set, with one worker and with three."""
     seconds = bench.size(5, 1)
     for rate in (10_000,) if bench.quick else (1_000, 10_000, 50_000):
-        for workers in (1, 3):
+        for workers in (3,) if bench.quick else (1, 3):
             async with _books(bench) as (dsn, pool):
                 await load(
                     pool, [f"R{n}" for n in range(3)], rate * (seconds + 3) // 3 + rate, dates=2, snapshots=False

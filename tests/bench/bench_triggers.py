@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
@@ -24,13 +24,17 @@ Securities = Callable[[int], str]
 
 async def run(bench: Bench) -> None:
     """Triggers of one security that has a job in flight, and of a new security each, from the topic to the table."""
-    async with _worker(bench, "tidemark") as runs, _worker(bench, "tests.chaos.sabotage", "one_by_one") as single:
+    async with AsyncExitStack() as workers:
+        runs, single = await asyncio.gather(
+            workers.enter_async_context(_worker(bench, "tidemark")),
+            workers.enter_async_context(_worker(bench, "tests.chaos.sabotage", "one_by_one")),
+        )
         for what, name in (("of one security", lambda _: "S"), ("of as many securities", lambda n: f"T{n}")):
             await bench.compare(
                 f"triggers {what}",
                 "triggers/s",
-                _Bursts(runs, name, bench.size(20_000, 2_000)).rate,
-                ("one at a time", _Bursts(single, name, bench.size(20_000, 2_000)).rate),
+                _Bursts(runs, name, bench.size(20_000, 500)).rate,
+                ("one at a time", _Bursts(single, name, bench.size(20_000, 500)).rate),
             )
 
 

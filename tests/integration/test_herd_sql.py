@@ -10,8 +10,9 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from prometheus_client import REGISTRY
 
-from sinks import limiter, operations
+from sinks import limiter, operations, resets
 from sinks.database import connect_pool
 from streams import herd as herd_module
 from tests.herd import ALL_ENDED, herd_worker, issue, load, until
@@ -34,6 +35,11 @@ async def throttle(pool: asyncpg.Pool, rows_per_second: float) -> None:
 async def statuses(pool: asyncpg.Pool) -> dict[str, str]:
     rows = await pool.fetch("select security_id, status from reprocessing_jobs order by job_id")
     return {row["security_id"]: row["status"] for row in rows}
+
+
+def chunks() -> float:
+    """How many this process has carried out."""
+    return REGISTRY.get_sample_value("reprocessing_chunk_seconds_count") or 0
 
 
 async def reset_keys(pool: asyncpg.Pool, security: str) -> int:
@@ -97,6 +103,30 @@ async def test_a_crash_resumes_at_the_cursor_and_a_zombie_is_fenced(
         assert await first.stored(0) == 0
     assert await pool.fetchval("select keys_done from reprocessing_jobs") == 3_000
     assert await reset_keys(pool, "S") == 3_000
+
+
+async def test_only_chunks_that_announce_wait_for_the_disk(pool: asyncpg.Pool) -> None:
+    await load(pool, ["S"], 45, snapshots=False)
+    waits = []
+    async with pool.acquire() as connection:
+        async with connection.transaction():
+            (job,) = await resets.open_jobs(connection, await issue(pool, ["S"], DAY))
+        while not job.ended:
+            async with connection.transaction():
+                job = (await resets.reset_chunk(connection, job, 15)).job
+                waits.append((job.keys_done, await connection.fetchval("show synchronous_commit")))
+    assert waits == [(15, "on"), (30, "off"), (45, "off"), (45, "on")]
+
+
+async def test_the_last_chunk_knows_that_it_is(pool: asyncpg.Pool, database: str, folder: Path) -> None:
+    await load(pool, ["S"], 30, snapshots=False)
+    before = chunks()
+    async with herd_worker(database, folder, reset_chunk_rows=15) as worker:
+        await worker.give(0, await issue(pool, ["S"], DAY))
+        await until(pool, ALL_ENDED)
+        await worker.drained()
+    assert chunks() - before == 2
+    assert await reset_keys(pool, "S") == 30
 
 
 async def test_an_operator_cancels_between_chunks_and_requeues(pool: asyncpg.Pool, database: str, folder: Path) -> None:
