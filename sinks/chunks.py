@@ -1,28 +1,32 @@
-"""How many keys the next chunk locks, so that its transaction stays under a target duration. Pure."""
+"""How many keys, or records, the next chunk takes, so that its transaction stays under a target duration. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-SMALLEST = 50
 _GROW = 1.5
 _SHRINK = 0.5  # at most: one slow commit says little
+_TELLING = 10  # times the target: so slow that it was the work, not a commit
 _COMFORT = 0.6  # of the target: below it chunks may grow
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkSize:
-    """keys: of the next chunk; largest: the bound an operator sets."""
+    """count: of the next chunk; largest: the bound an operator sets; smallest: what a chunk is worth its fixed cost."""
 
-    keys: int
+    count: int
     largest: int
     target_seconds: float
+    smallest: int = 1
 
-    def after(self, keys: int, seconds: float) -> ChunkSize:
-        """The size once a chunk of so many keys has taken so long."""
+    def after(self, count: int, seconds: float) -> ChunkSize:
+        """The size once a chunk of so many has taken so long."""
         if seconds > self.target_seconds:
-            factor = max(_SHRINK, _COMFORT * self.target_seconds / seconds)
-            return replace(self, keys=max(min(SMALLEST, self.largest), int(min(self.keys, max(keys, 1)) * factor)))
-        if keys >= self.keys * 0.5 and seconds < _COMFORT * self.target_seconds:
-            return replace(self, keys=min(self.largest, int(self.keys * _GROW) + 1))
+            factor = _COMFORT * self.target_seconds / seconds
+            if seconds < _TELLING * self.target_seconds:
+                factor = max(_SHRINK, factor)
+            least = min(self.smallest, self.largest)
+            return replace(self, count=max(least, int(min(self.count, max(count, 1)) * factor)))
+        if count >= self.count * 0.5 and seconds < _COMFORT * self.target_seconds:
+            return replace(self, count=min(self.largest, int(self.count * _GROW) + 1))
         return self

@@ -89,6 +89,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.records)
 
+    def split(self, count: int) -> tuple[Batch, Batch | None]:
+        """The first so many records, and what is left; between them no offset is missing, whatever the log lacks."""
+        first = replace(self, records=self.records[:count])
+        rest = self.records[count:]
+        return first, replace(self, start=first.next_offset, records=rest) if rest else None
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -209,17 +215,8 @@ class Offsets:
                 detail = str(error)
                 await self.step(batch, batch.next_offset, lambda c: refuse(c, fresh[0], detail))
                 return []
-        middle = len(fresh) // 2
-        halves = (fresh[:middle], fresh[middle:])
-        return [
-            outcome
-            for half in halves
-            for outcome in await self.apply(
-                replace(batch, start=half[0].offset, records=half),
-                effect,
-                refuse,
-            )
-        ]
+        halves = replace(batch, records=fresh).split(len(fresh) // 2)
+        return [outcome for half in halves if half for outcome in await self.apply(half, effect, refuse)]
 
     async def step(
         self,

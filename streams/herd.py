@@ -38,6 +38,7 @@ _ATTEMPTS = 5
 _PAUSE_SECONDS = 0.5  # after a failed attempt; doubled each time
 _WINDOW_JOBS = 100_000
 _FIRST_CHUNK = 2_000  # keys, until there is something to learn from
+_SMALLEST_CHUNK = 50  # keys: below it the fixed cost of a chunk is most of it
 _LOOK_SECONDS = 0.25  # how soon new batches and rates are noticed while there is nothing else to do
 _STEER_SECONDS = 0.5  # how soon a priority is
 _job = msgspec.json.Decoder(Job)
@@ -74,7 +75,8 @@ class Herd:
         self._most = app.settings.reset_chunk_rows
         self._steered = 0.0
         largest = app.settings.reset_chunk_rows
-        self._size = ChunkSize(min(_FIRST_CHUNK, largest), largest, app.settings.reset_chunk_target_ms / 1000)
+        target = app.settings.reset_chunk_target_ms / 1000
+        self._size = ChunkSize(min(_FIRST_CHUNK, largest), largest, target, _SMALLEST_CHUNK)
 
     @property
     def idle(self) -> bool:
@@ -106,7 +108,7 @@ class Herd:
             await self._open(self._arrivals[0])
             self._arrivals.popleft()
         await self._steer()
-        plan = self._window.plan(min(self._size.keys, self._most), time.time())
+        plan = self._window.plan(min(self._size.count, self._most), time.time())
         if plan is None:
             await _soon(self._news)
             return
@@ -200,7 +202,7 @@ class Herd:
     async def _work_piece(self, lane: Lane, work: Work, rows: int) -> int:
         job = self._jobs[lane][work.job_id]
         began = time.time()
-        scan = rows if work.keys_left > rows else max(rows, self._size.keys) + 1  # one more key shows: it is the last
+        scan = rows if work.keys_left > rows else max(rows, self._size.count) + 1  # one more key shows: it is the last
         keys = 0
         try:
             chunk = await self._app.offsets.step(

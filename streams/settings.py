@@ -60,7 +60,12 @@ class Settings(BaseSettings):
         60, description="but no correction settles longer than this"
     )
     valuation_keys: Annotated[int, Field(ge=1, le=100_000)] = Field(2_000, description="keys one valuation claims")
-    batch_records: Annotated[int, Field(ge=1, le=100_000)] = Field(5_000, description="records in one sink transaction")
+    batch_records: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        5_000, description="the most records in one sink transaction"
+    )
+    batch_target_ms: Annotated[float, Field(gt=0)] = Field(
+        2_000, description="sink transactions are kept small enough to end within so long"
+    )
     replay_rows: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         10_000, description="replayed transactions one sink transaction queues itself; longer replays the relay expands"
     )

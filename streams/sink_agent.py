@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from sinks import outbox
+from sinks.chunks import ChunkSize
 from sinks.database import Connection
 from sinks.model import DeadLetter
 from sinks.offsets import Batch, Fenced, Record, Released, Stopping
@@ -25,6 +26,7 @@ T = TypeVar("T")
 _AT_ONCE = 2
 """Transactions of one sink. While Postgres works on one, this process prepares the other; a third would only wait."""
 _PORTION = 250  # records decoded at a stretch: a millisecond or two
+_FIRST_CHUNK = 1_000  # records of a transaction, until there is something to learn from
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Sink(Generic[T]):
         self._topic = topic
         self._decode = decode
         self._apply = apply
+        largest = app.settings.batch_records
+        self._size = ChunkSize(min(_FIRST_CHUNK, largest), largest, app.settings.batch_target_ms / 1000)
         metrics.expect(topic)
 
     async def consume(self, batches: AsyncIterable[Batch]) -> None:
@@ -98,26 +102,32 @@ class Sink(Generic[T]):
 
     async def _commit(self, batch: Batch, decoding: Awaitable[_Decoded[T]]) -> None:
         """Commit one batch, or drop it when fenced. Nothing else leaves: a bug ends the process."""
-        started = time.time()
         try:
-            effect = partial(self._effect, await decoding)
-            with metrics.BATCH_SECONDS.labels(self._topic).time():
-                outcomes = await self._app.offsets.apply(batch, effect, self._refuse)
+            decoded = await decoding
+            rest: Batch | None = batch
+            while rest:
+                piece, rest = rest.split(self._size.count)
+                await self._commit_piece(piece, decoded)
         except Released:
             logger.info("%s[%d]: given up at %d for a rebalance", batch.topic, batch.partition, batch.start)
-            return
         except Fenced:
             metrics.FENCED.labels(self._topic).inc()
             logger.warning("%s[%d]: fenced at %d; batch dropped", batch.topic, batch.partition, batch.start)
             self._app.fenced(batch)
-            return
         except Stopping:
-            return
+            pass
         except Exception as error:
             logger.exception("%s[%d] from offset %d", batch.topic, batch.partition, batch.start)
             self._app.fail(f"{type(error).__name__}: {error}")
-            return
-        self._report(batch, outcomes, started)
+
+    async def _commit_piece(self, piece: Batch, decoded: _Decoded[T]) -> None:
+        """One transaction; how long it takes decides how many records the next has."""
+        started, began = time.time(), time.perf_counter()
+        outcomes = await self._app.offsets.apply(piece, partial(self._effect, decoded), self._refuse)
+        seconds = time.perf_counter() - began
+        metrics.BATCH_SECONDS.labels(self._topic).observe(seconds)
+        self._size = self._size.after(len(piece), seconds)
+        self._report(piece, outcomes, started)
 
     async def _effect(
         self, decoded: _Decoded[T], connection: Connection, records: Sequence[Record]

@@ -9,12 +9,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import aiohttp
-
 from deploy.local.stack import Stack
 from streams import topics
 from tests.bench.harness import Bench, Work
 from tests.bench.sending import send
+from tests.samples import samples
 
 _PARTITIONS = 1
 _WAIT_SECONDS = 300.0
@@ -74,9 +73,7 @@ class _Bursts:
         return once
 
     async def _taken(self) -> float:
-        async with aiohttp.ClientSession() as web, web.get(f"{self._stack.worker_url('triggers')}/metrics") as response:
-            text = await response.text()
-        return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(_COUNTED)), 0)
+        return (await samples(self._stack, "triggers")).get(_COUNTED, 0)
 
     def _send(self, first: int) -> None:
         send(self._stack.settings, topics.TRIGGERS, map(self._trigger, range(first, first + self._count)))

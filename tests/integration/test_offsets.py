@@ -147,6 +147,15 @@ async def test_a_value_that_postgres_refuses_is_isolated_and_the_rest_goes_on(po
     assert (await stored(pool))[0] == 8
 
 
+async def test_halves_follow_on_each_other_over_a_hole_in_the_log(pool: Pool) -> None:
+    one = worker(pool)
+    claim = (await one.claim({TP: 0}))[TP]
+    records = [Sent(2), Sent(5), Sent(11, b"99999"), Sent(20)]
+    await one.apply(Batch(*TP, claim.epoch, 0, records), effect, refuse)
+    assert await effects(pool) == [2, 5, 11, 20]
+    assert await stored(pool) == (21, 1)
+
+
 async def test_a_bug_leaves_effect_and_offset_untouched(pool: Pool) -> None:
     one = worker(pool)
     claim = (await one.claim({TP: 0}))[TP]

@@ -17,23 +17,15 @@ from aiokafka import AIOKafkaProducer
 from deploy.local.stack import Stack
 from streams import topics
 from tests.integration.test_table_restore import KEYS, ROUNDS, Entries, entries, fill, log_of, restores, stack_with
+from tests.samples import samples
 from tests.topology import settings_for, until
-
-
-async def gauge(stack: Stack, name: str) -> float | None:
-    """As the worker exports it now."""
-    async with aiohttp.ClientSession() as web, web.get(f"{stack.worker_url('triggers')}/metrics") as response:
-        for line in (await response.text()).splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.split()[1])
-    return None
 
 
 async def has_its_copies(stack: Stack) -> bool:
     """Since its partitions were assigned it has begun to keep copies, has become ready, and the copies lack nothing."""
     since = log_of(stack).rpartition("Executing _on_partitions_assigned")[2]
     is_ready = "Starting standby partitions" in since and "Worker ready" in since
-    return is_ready and await gauge(stack, "table_standby_remaining_records") == 0
+    return is_ready and (await samples(stack, "triggers"))["table_standby_remaining_records"] == 0
 
 
 class Pair:

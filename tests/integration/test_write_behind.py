@@ -22,6 +22,7 @@ from streams import topics
 from streams.settings import Settings
 from streams.topics import ensure_topics
 from tests.reading import read_all
+from tests.samples import samples
 from tests.topology import Topology, run_topology, settings_for, until
 
 _BURST = 2_000
@@ -201,8 +202,7 @@ async def delete(settings: Settings, topic: str) -> None:
 
 
 async def taken(stack: Stack) -> bool:
-    async with aiohttp.ClientSession() as web, web.get(f"{stack.worker_url('triggers')}/metrics") as response:
-        return 'trigger_events_total{kind="trigger"}' in await response.text()
+    return 'trigger_events_total{kind="trigger"}' in await samples(stack, "triggers")
 
 
 async def published_since(settings: Settings, topic: str, first: int) -> bool:

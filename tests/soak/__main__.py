@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import click
 from aiokafka import AIOKafkaProducer
 from rich.console import Console
@@ -25,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from deploy.local.stack import Stack
 from sinks.database import connect
 from streams.settings import Settings, load_named
+from tests.samples import samples
 from tests.soak.load import Load
 from tests.soak.retention import HEAP, KEEP_DAYS, keep_minutes
 from tests.soak.sampling import Samples, verdict
@@ -176,10 +176,7 @@ async def _report(stack: Stack, load: Load, samples: Samples, loaded: float, wro
 
 
 async def _differences_found(stack: Stack) -> int:
-    async with aiohttp.ClientSession() as session, session.get(f"{stack.worker_url('books')}/metrics") as answer:
-        text = await answer.text()
-    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    return int(float(lines["audit_differences_total"]))
+    return int((await samples(stack, "books"))["audit_differences_total"])
 
 
 if __name__ == "__main__":

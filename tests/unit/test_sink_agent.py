@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sinks.offsets import Batch
+from sinks.offsets import Batch, Fenced
 from streams import sink_agent
 from streams.sink_agent import Sink
 
@@ -22,10 +23,17 @@ class Transactions:
     begun: list[tuple[int, int]] = field(default_factory=list)
     ended: list[tuple[int, int]] = field(default_factory=list)
     gates: dict[tuple[int, int], asyncio.Event] = field(default_factory=dict)
+    pieces: list[tuple[int, list[int]]] = field(default_factory=list)
+    seconds_each: float = 0
+    fenced_at: int | None = None
 
     async def apply(self, batch: Batch, effect: Any, refuse: Any) -> Sequence[Any]:
         place = (batch.partition, batch.start)
         self.begun.append(place)
+        if self.fenced_at == batch.start:
+            raise Fenced
+        self.pieces.append((batch.start, [record.offset for record in batch.records]))
+        time.sleep(self.seconds_each * len(batch))  # noqa: ASYNC251 - the clock that is looked at is the real one
         await self.gate(*place).wait()
         self.ended.append(place)
         return []
@@ -34,9 +42,12 @@ class Transactions:
         return self.gates.setdefault((partition, start), asyncio.Event())
 
 
-def batch(partition: int, start: int) -> Batch:
-    record = SimpleNamespace(topic="t", partition=partition, offset=start, key=None, value=b"x")
-    return Batch("t", partition, 1, start, [record])
+def batch(partition: int, start: int, *more: int) -> Batch:
+    records = [
+        SimpleNamespace(topic="t", partition=partition, offset=offset, key=None, value=b"x")
+        for offset in (start, *more)
+    ]
+    return Batch("t", partition, 1, start, records)
 
 
 @pytest.fixture
@@ -49,7 +60,8 @@ def sink(transactions: Transactions) -> Sink[bytes | None]:
     async def nothing(connection: object, records: object) -> Any:
         raise AssertionError("the effect belongs to the transaction")
 
-    app: Any = SimpleNamespace(offsets=transactions)
+    settings = SimpleNamespace(batch_records=40, batch_target_ms=100.0)
+    app: Any = SimpleNamespace(offsets=transactions, settings=settings, fenced=lambda batch: None)
     return Sink(app, "t", lambda value: value, nothing)
 
 
@@ -112,3 +124,35 @@ async def test_what_runs_is_waited_for_when_the_stream_ends_with_an_error(
     with pytest.raises(RuntimeError, match="the stream ends"):
         await consuming
     assert transactions.ended == [(0, 0)]
+
+
+async def test_transactions_have_as_many_records_as_their_time_allows(
+    sink: Sink[bytes | None], transactions: Transactions
+) -> None:
+    transactions.seconds_each = 0.02
+    offsets = [7 * number for number in range(200)]  # with holes, as compaction leaves them
+    batches = [batch(0, *offsets[first : first + 50]) for first in range(0, 200, 50)]
+    consuming = asyncio.create_task(sink.consume(given(*batches)))
+    while not consuming.done():
+        for _, event in list(transactions.gates.items()):
+            event.set()
+        await asyncio.sleep(0)
+    await consuming
+    sizes = [len(found) for _, found in transactions.pieces]
+    assert sizes[0] == 40, "the largest, until it is seen to take too long"
+    assert all(size <= 7 for size in sizes[4:]), sizes  # five fit; growing tries a few more now and then
+    assert [offset for _, found in transactions.pieces for offset in found] == offsets
+    follow = [
+        (found[-1] + 1, start)
+        for (_, found), (start, _) in zip(transactions.pieces, transactions.pieces[1:], strict=False)
+    ]
+    assert all(start in (end, *(each.start for each in batches)) for end, start in follow)
+
+
+async def test_what_is_left_of_a_batch_is_dropped_when_it_is_fenced(
+    sink: Sink[bytes | None], transactions: Transactions
+) -> None:
+    transactions.fenced_at = 40
+    transactions.gate(0, 0).set()
+    await sink.consume(given(batch(0, *range(100))))
+    assert transactions.begun == [(0, 0), (0, 40)]

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinks.chunks import SMALLEST, ChunkSize
+from sinks.chunks import ChunkSize
 from sinks.limiter import adapted
 from sinks.window import PRIORITY_SECONDS, SIZE_SECONDS, SMALL_JOBS, Lane, Plan, Window, Work
 
 LANE = Lane("jobs", 0, 1)
+SMALLEST = 50
 
 
 def work(job_id: int, keys: int, at: float = 0.0, **more: object) -> Work:
@@ -269,24 +270,31 @@ def test_nothing_starves(priority: int, keys: int) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.floats(0.0001, 5)), max_size=60), st.integers(1, 10_000))
 def test_chunk_sizes_stay_within_bounds(chunks: list[tuple[int, float]], largest: int) -> None:
-    size = ChunkSize(min(2_000, largest), largest, 0.1)
+    size = ChunkSize(min(2_000, largest), largest, 0.1, SMALLEST)
     for keys, seconds in chunks:
         after = size.after(keys, seconds)
-        assert min(SMALLEST, largest) <= after.keys <= largest
+        assert min(SMALLEST, largest) <= after.count <= largest
         if seconds > 0.1:
-            assert after.keys <= max(size.keys, SMALLEST)
+            assert after.count <= max(size.count, SMALLEST)
         size = after
 
 
 @given(st.floats(0.00001, 0.01), st.integers(50, 10_000))
 def test_chunks_find_the_target(per_key: float, largest: int) -> None:
     """On a machine of constant speed the chunk ends up as large as the target allows, or as its bounds do."""
-    size = ChunkSize(min(2_000, largest), largest, 0.1)
+    size = ChunkSize(min(2_000, largest), largest, 0.1, SMALLEST)
     for _ in range(60):
-        size = size.after(size.keys, size.keys * per_key)
-    seconds = size.keys * per_key
-    assert seconds <= 0.1 or size.keys == SMALLEST
-    assert seconds >= 0.025 or size.keys == largest
+        size = size.after(size.count, size.count * per_key)
+    seconds = size.count * per_key
+    assert seconds <= 0.1 or size.count == SMALLEST
+    assert seconds >= 0.025 or size.count == largest
+
+
+def test_a_chunk_that_took_far_too_long_is_believed() -> None:
+    size = ChunkSize(5_000, 5_000, 1.0)
+    assert size.after(5_000, 5.0).count == 2_500  # a slow commit, perhaps
+    assert size.after(5_000, 900.0).count == 3
+    assert ChunkSize(1, 5_000, 1.0).after(1, 1_000.0).count == 1
 
 
 @given(st.floats(1, 1e6), st.lists(st.booleans(), max_size=200))

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -23,6 +22,7 @@ from sinks.database import connect
 from streams.lag import PartitionLag, read_lag, topics_by_group
 from streams.settings import Settings, load_named
 from streams.topics import ensure_topics
+from tests.samples import samples
 from tidemark.main import main
 
 HOUR_MS = 3_600_000
@@ -231,37 +231,30 @@ async def test_one_worker_exports_each_series_and_another_takes_over(world: Worl
     stack = Stack(world.settings, roles=["triggers", "books"])
     await stack.start()
     try:
-        async with aiohttp.ClientSession() as web:
-            first = await _until_observed(web, stack, list(stack.workers))
-            await stack.workers[first].stop()
-            (other,) = set(stack.workers) - {first}
-            assert await _until_observed(web, stack, [other]) == other
-            group, topic = world.settings.group("intake"), world.settings.topic("prices")
-            prices = f'consumergroup="{group}",partition="0",topic="{topic}"'
-            exported = await _samples(web, stack, other)
-            assert exported[f"kafka_consumergroup_lag{{{prices}}}"] == 5
-            assert exported[f"kafka_consumergroup_lag_seconds{{{prices}}}"] > HOUR_MS / 1000 - 1
+        first = await _until_observed(stack, list(stack.workers))
+        await stack.workers[first].stop()
+        (other,) = set(stack.workers) - {first}
+        assert await _until_observed(stack, [other]) == other
+        group, topic = world.settings.group("intake"), world.settings.topic("prices")
+        prices = f'consumergroup="{group}",partition="0",topic="{topic}"'
+        exported = await samples(stack, other)
+        assert exported[f"kafka_consumergroup_lag{{{prices}}}"] == 5
+        assert exported[f"kafka_consumergroup_lag_seconds{{{prices}}}"] > HOUR_MS / 1000 - 1
     finally:
         await stack.stop()
 
 
-async def _until_observed(web: aiohttp.ClientSession, stack: Stack, roles: list[str]) -> str:
+async def _until_observed(stack: Stack, roles: list[str]) -> str:
     """The role whose worker exports the lag of every partition; each series may come from one worker only."""
     expected = sum(2 * len(names) for names in topics_by_group(stack.settings).values())
     async with asyncio.timeout(60):
         while True:
-            samples = {role: await _samples(web, stack, role) for role in roles}
+            exported = {role: await samples(stack, role) for role in roles}
             lags = {
-                role: [s for s in found if s.startswith("kafka_consumergroup_lag{")] for role, found in samples.items()
+                role: [s for s in found if s.startswith("kafka_consumergroup_lag{")] for role, found in exported.items()
             }
             assert all(count == 1 for count in Counter(s for found in lags.values() for s in found).values())
             for role, found in lags.items():
-                if len(found) == expected and "outbox_events_pending" in samples[role]:
+                if len(found) == expected and "outbox_events_pending" in exported[role]:
                     return role
             await asyncio.sleep(0.2)
-
-
-async def _samples(web: aiohttp.ClientSession, stack: Stack, role: str) -> dict[str, float]:
-    async with web.get(f"{stack.worker_url(role)}/metrics") as response:
-        lines = [line for line in (await response.text()).splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
