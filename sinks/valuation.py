@@ -205,9 +205,13 @@ from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
 where s.security_id = key.security_id and s.portfolio_id = key.portfolio_id
 """
 
-_BEHIND_KEY = "select from position_state s where s.security_id = d.security_id and s.watermark_date < $2"
+# Asked security by security, whatever the statistics say: while a giant's reset is news to them, an anti-join would
+# hold every security against every key that is behind.
+_ALL_VALUED = """
+(select 1 from position_state s where s.security_id = d.security_id and s.watermark_date < $2 limit 1) is null
+"""
 
-_DONE = f"select security_id from securities d where security_id = any($1::text[]) and not exists ({_BEHIND_KEY})"
+_DONE = f"select security_id from securities d where security_id = any($1::text[]) and {_ALL_VALUED}"
 
 # Who holds the row sees to it, or the next sweep does.
 _HOLD = """
@@ -218,7 +222,7 @@ for no key update skip locked
 
 _RAISE = f"""
 update securities d set valued_through = $2
-where d.security_id = any($1::text[]) and d.valued_through < $2 and not exists ({_BEHIND_KEY})
+where d.security_id = any($1::text[]) and d.valued_through < $2 and {_ALL_VALUED}
 """
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from deploy.local.part import Part
 from deploy.local.ports import Ports
 from deploy.local.postgres import PostgresServer
-from sinks.database import connect_pool, is_transient, migrate, open_connection
+from sinks.database import DatabaseError, connect_pool, is_transient, migrate, open_connection
 from tests.herd import ALL_ENDED, herd_worker, issue, load
 
 _DAY = date(2025, 1, 6)
@@ -80,6 +80,8 @@ async def _when(dsn: str, query: str) -> Any:
                 async with open_connection(dsn) as connection:
                     if (found := await connection.fetchval(query)) is not None:
                         return found
+            except DatabaseError:  # not there now
+                pass
             except Exception as error:
                 if not is_transient(error):
                     raise

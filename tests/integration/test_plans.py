@@ -196,6 +196,16 @@ async def test_the_valuation_of_a_giant_reads_on_from_where_it_was(books: Explai
     books.check(rows(501, of_each=3), valuation._CLAIM, valuation._REVALUE, valuation._ADVANCE)
 
 
+async def test_what_is_done_is_told_by_its_own_keys_while_a_giant_is_due(books: Explaining) -> None:
+    many = [security(number) for number in range(1, 501)]
+    await reset(books, ["GIANT"])
+    await books.connection.execute(
+        "update securities set valued_through = $2 where security_id = any($1)", many, LATE - timedelta(days=1)
+    )
+    assert await valuation._settle(books, many, LAST) == (len(many), [])
+    books.check(rows(len(many) * HOLDERS), valuation._DONE, valuation._HOLD, valuation._RAISE)
+
+
 async def test_a_closed_date_is_valued_key_by_key(books: Explaining) -> None:
     await books.connection.execute("insert into business_dates values ($1)", LAST + timedelta(days=1))
     valued = Valuation(books, 500)  # type: ignore[arg-type]
