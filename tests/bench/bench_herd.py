@@ -89,6 +89,8 @@ async def _worker(dsn: str, group: str, **changes: object) -> AsyncIterator[Herd
 
 async def _as_before(pool: asyncpg.Pool) -> None:
     await pool.execute(_AS_BEFORE, _LAST)
+    await pool.execute("update securities set valued_through = $1 where valued_through < $1", _LAST)
+    await pool.execute("update corrections set reset_at = now(), right_at = now() where right_at is null")
     await pool.execute("truncate outbox_events")
     await pool.execute("vacuum position_state, daily_position_snapshots")
 
@@ -150,7 +152,6 @@ async def _resets(bench: Bench) -> None:
             async def plain_right() -> float:
                 await corrected(["GIANT"])
                 seconds = await timed(pool.execute(_PLAIN_RECOMPUTATION, "GIANT", _LATE))
-                await pool.execute("update corrections set reset_at = now(), right_at = now() where right_at is null")
                 await _as_before(pool)
                 return holders / seconds
 
