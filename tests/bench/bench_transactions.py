@@ -22,7 +22,11 @@ _BATCH = 5_000
 _WRITTEN = ("transactions", "position_history", "outbox_events")
 TABLES = (*_WRITTEN, "position_state", "securities")
 """What booking writes."""
-_ORDER = {"transactions": "transaction_date", "position_history": "sequence", "outbox_events": "id"}
+_ORDER = {  # by time, and of no two rows alike: pages must not overlap
+    "transactions": "transaction_date, transaction_id",
+    "position_history": "sequence, transaction_id, epoch",
+    "outbox_events": "id",
+}
 
 _AS_JSON = "select json_agg(r)::text from (select * from {table} order by {order} limit $1 offset $2) as r"
 _INSERT = (

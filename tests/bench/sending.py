@@ -10,8 +10,12 @@ from streams.settings import Settings
 
 
 def send(settings: Settings, topic: str, records: Iterable[tuple[str, bytes]]) -> None:
-    """Keys and values to the topic named as in `streams.topics`; partitions by the key."""
-    producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 20, "batch.size": 500_000})
+    """Keys and values to the topic named as in `streams.topics`; partitions by the key, each key's in this order.
+
+    Idempotent: else what a topic that is new refuses at first is sent again behind what came after it.
+    """
+    config = {"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 20, "batch.size": 500_000}
+    producer = Producer(config | {"enable.idempotence": True})
     name = settings.topic(topic)
     for key, value in records:
         while True:
