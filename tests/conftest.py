@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 
 from deploy.local.kafka import KafkaServer
-from deploy.local.part import Part
 from deploy.local.ports import Ports
 from deploy.local.postgres import PostgresServer
 from sinks.database import migrate
-
-_START_SECONDS = 120.0
+from tests.servers import serving
 
 
 @pytest.fixture(scope="session")
@@ -32,22 +30,16 @@ def folder() -> Iterator[Path]:
 async def postgres(folder: Path) -> AsyncIterator[PostgresServer]:
     """The run's Postgres."""
     server = PostgresServer(folder / "postgres", folder / "postgres.log", Ports(folder / "ports.json"))
-    await server.prepare()
-    part = Part("postgres", server.launch, server.ready, lambda: None)
-    await part.start(_START_SECONDS)
-    yield server
-    await part.stop()
+    async with serving("postgres", server):
+        yield server
 
 
 @pytest.fixture(scope="session")
 async def kafka(folder: Path) -> AsyncIterator[str]:
     """The address of the run's Kafka, kafka://host:port."""
     server = KafkaServer(folder / "kafka", folder / "kafka.log", Ports(folder / "ports.json"))
-    await server.prepare()
-    part = Part("kafka", server.launch, server.ready, lambda: None)
-    await part.start(_START_SECONDS)
-    yield server.url
-    await part.stop()
+    async with serving("kafka", server):
+        yield server.url
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from deploy.local.stack import Stack
 from streams import topics
 from tests.bench.harness import Bench, Work
 from tests.bench.sending import send
-from tests.samples import samples
+from tests.exported import exported
 
 _PARTITIONS = 1
 _WAIT_SECONDS = 300.0
@@ -73,7 +73,7 @@ class _Bursts:
         return once
 
     async def _taken(self) -> float:
-        return (await samples(self._stack, "triggers")).get(_COUNTED, 0)
+        return (await exported(self._stack, "triggers")).get(_COUNTED, 0)
 
     def _send(self, first: int) -> None:
         send(self._stack.settings, topics.TRIGGERS, map(self._trigger, range(first, first + self._count)))

@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from deploy.local.kafka import KafkaServer
-from deploy.local.part import Part
 from deploy.local.ports import Ports
 from deploy.local.postgres import PostgresServer
 from sinks.database import migrate
 from streams.settings import Settings
 from streams.topics import ensure_topics
+from tests.servers import serving
 from tests.topology import settings_for
-
-_START_SECONDS = 120.0
 
 AS_BY_DEFAULT: dict[str, Any] = {
     name: Settings.model_fields[name].default
@@ -164,7 +162,7 @@ class Bench:
         """The run's Postgres, started at the first call."""
         if self._postgres is None:
             server = PostgresServer(self.folder / "postgres", self.folder / "postgres.log", self._ports)
-            await self._serve("postgres", server)
+            await self._servers.enter_async_context(serving("postgres", server))
             self._postgres = server
         return self._postgres
 
@@ -172,7 +170,7 @@ class Bench:
         """The address of the run's Kafka, kafka://host:port, started at the first call."""
         if self._kafka is None:
             server = KafkaServer(self.folder / "kafka", self.folder / "kafka.log", self._ports)
-            await self._serve("kafka", server)
+            await self._servers.enter_async_context(serving("kafka", server))
             self._kafka = server
         return self._kafka.url
 
@@ -181,13 +179,6 @@ class Bench:
         settings = settings_for(await self.kafka(), dsn, self.folder, **AS_BY_DEFAULT | changes)
         await ensure_topics(settings)
         return settings
-
-    async def _serve(self, name: str, server: PostgresServer | KafkaServer) -> None:
-        await server.prepare()
-        part = Part(name, server.launch, server.ready, lambda: None)
-        self._servers.push_async_callback(part.stop)
-        await part.start(_START_SECONDS)
-        server.published = True
 
     async def close(self) -> None:
         """End the servers."""

@@ -14,8 +14,14 @@ def send(settings: Settings, topic: str, records: Iterable[tuple[str, bytes]]) -
 
     Idempotent: else what a topic that is new refuses at first is sent again behind what came after it.
     """
-    config = {"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 20, "batch.size": 500_000}
-    producer = Producer(config | {"enable.idempotence": True})
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.bootstrap_servers,
+            "linger.ms": 20,
+            "batch.size": 500_000,
+            "enable.idempotence": True,
+        }
+    )
     name = settings.topic(topic)
     for key, value in records:
         while True:

@@ -16,8 +16,8 @@ from aiokafka import AIOKafkaProducer
 
 from deploy.local.stack import Stack
 from streams import topics
+from tests.exported import exported
 from tests.integration.test_table_restore import KEYS, ROUNDS, Entries, entries, fill, log_of, restores, stack_with
-from tests.samples import samples
 from tests.topology import settings_for, until
 
 
@@ -25,7 +25,7 @@ async def has_its_copies(stack: Stack) -> bool:
     """Since its partitions were assigned it has begun to keep copies, has become ready, and the copies lack nothing."""
     since = log_of(stack).rpartition("Executing _on_partitions_assigned")[2]
     is_ready = "Starting standby partitions" in since and "Worker ready" in since
-    return is_ready and (await samples(stack, "triggers"))["table_standby_remaining_records"] == 0
+    return is_ready and (await exported(stack, "triggers"))["table_standby_remaining_records"] == 0
 
 
 class Pair:

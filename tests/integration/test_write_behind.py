@@ -21,8 +21,8 @@ from deploy.local.stack import Stack
 from streams import topics
 from streams.settings import Settings
 from streams.topics import ensure_topics
+from tests.exported import exported
 from tests.reading import read_all
-from tests.samples import samples
 from tests.topology import Topology, run_topology, settings_for, until
 
 _BURST = 2_000
@@ -202,7 +202,7 @@ async def delete(settings: Settings, topic: str) -> None:
 
 
 async def taken(stack: Stack) -> bool:
-    return 'trigger_events_total{kind="trigger"}' in await samples(stack, "triggers")
+    return 'trigger_events_total{kind="trigger"}' in await exported(stack, "triggers")
 
 
 async def published_since(settings: Settings, topic: str, first: int) -> bool:

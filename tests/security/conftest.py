@@ -28,14 +28,13 @@ from confluent_kafka.admin import (
 from cryptography.hazmat.primitives import serialization
 
 from deploy.local.kafka import KafkaServer
-from deploy.local.part import Part
 from deploy.local.ports import LOOPBACK, Ports
 from streams.kafka_clients import client_settings
 from streams.permissions import Permission
 from streams.settings import ROLES, Settings, load_named
+from tests.servers import serving
 
 PASSWORD = "correct horse"
-_START_SECONDS = 120.0
 _NAMES = ["admin", "topics", *ROLES]
 
 _SERVER = """\
@@ -161,22 +160,19 @@ async def secure(folder: Path) -> AsyncIterator[SecureKafka]:
         ],
         client=options,
     )
-    await server.prepare()
-    part = Part("secure", server.launch, server.ready, lambda: None)
-    await part.start(_START_SECONDS)
-    admin = AdminClient(
-        {
-            "bootstrap.servers": client.bootstrap_servers,
-            "security.protocol": "SASL_SSL",
-            "sasl.mechanism": "SCRAM-SHA-512",
-            "sasl.username": "admin",
-            "sasl.password": PASSWORD,
-            "ssl.ca.location": str(place / "authority.pem"),
-        }
-    )
-    addresses = {name: f"kafka://{LOOPBACK}:{chosen[name]}" for name in ("broker", "mutual", "expired")}
-    yield SecureKafka(place, place / "kafka.log", admin=admin, **addresses)
-    await part.stop()
+    async with serving("secure", server):
+        admin = AdminClient(
+            {
+                "bootstrap.servers": client.bootstrap_servers,
+                "security.protocol": "SASL_SSL",
+                "sasl.mechanism": "SCRAM-SHA-512",
+                "sasl.username": "admin",
+                "sasl.password": PASSWORD,
+                "ssl.ca.location": str(place / "authority.pem"),
+            }
+        )
+        addresses = {name: f"kafka://{LOOPBACK}:{chosen[name]}" for name in ("broker", "mutual", "expired")}
+        yield SecureKafka(place, place / "kafka.log", admin=admin, **addresses)
 
 
 def _write(issued: trustme.LeafCert, file: Path) -> None:

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from deploy.local.stack import Stack
 from sinks.database import connect
 from streams.settings import Settings, load_named
-from tests.samples import samples
+from tests.exported import exported
 from tests.soak.load import Load
 from tests.soak.retention import HEAP, KEEP_DAYS, keep_minutes
 from tests.soak.sampling import Samples, verdict
@@ -176,7 +176,7 @@ async def _report(stack: Stack, load: Load, samples: Samples, loaded: float, wro
 
 
 async def _differences_found(stack: Stack) -> int:
-    return int((await samples(stack, "books"))["audit_differences_total"])
+    return int((await exported(stack, "books"))["audit_differences_total"])
 
 
 if __name__ == "__main__":

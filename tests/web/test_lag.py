@@ -22,7 +22,7 @@ from sinks.database import connect
 from streams.lag import PartitionLag, read_lag, topics_by_group
 from streams.settings import Settings, load_named
 from streams.topics import ensure_topics
-from tests.samples import samples
+from tests.exported import exported
 from tidemark.main import main
 
 HOUR_MS = 3_600_000
@@ -237,9 +237,9 @@ async def test_one_worker_exports_each_series_and_another_takes_over(world: Worl
         assert await _until_observed(stack, [other]) == other
         group, topic = world.settings.group("intake"), world.settings.topic("prices")
         prices = f'consumergroup="{group}",partition="0",topic="{topic}"'
-        exported = await samples(stack, other)
-        assert exported[f"kafka_consumergroup_lag{{{prices}}}"] == 5
-        assert exported[f"kafka_consumergroup_lag_seconds{{{prices}}}"] > HOUR_MS / 1000 - 1
+        samples = await exported(stack, other)
+        assert samples[f"kafka_consumergroup_lag{{{prices}}}"] == 5
+        assert samples[f"kafka_consumergroup_lag_seconds{{{prices}}}"] > HOUR_MS / 1000 - 1
     finally:
         await stack.stop()
 
@@ -249,12 +249,12 @@ async def _until_observed(stack: Stack, roles: list[str]) -> str:
     expected = sum(2 * len(names) for names in topics_by_group(stack.settings).values())
     async with asyncio.timeout(60):
         while True:
-            exported = {role: await samples(stack, role) for role in roles}
+            samples = {role: await exported(stack, role) for role in roles}
             lags = {
-                role: [s for s in found if s.startswith("kafka_consumergroup_lag{")] for role, found in exported.items()
+                role: [s for s in found if s.startswith("kafka_consumergroup_lag{")] for role, found in samples.items()
             }
             assert all(count == 1 for count in Counter(s for found in lags.values() for s in found).values())
             for role, found in lags.items():
-                if len(found) == expected and "outbox_events_pending" in exported[role]:
+                if len(found) == expected and "outbox_events_pending" in samples[role]:
                     return role
             await asyncio.sleep(0.2)
