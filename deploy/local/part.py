@@ -31,7 +31,6 @@ class Part:
         changed: Callable[[], None],
     ) -> None:
         self.name = name
-        self.ready = False
         self.restarts = 0
         self.last_exit: int | None = None
         self._launch = launch
@@ -39,6 +38,7 @@ class Part:
         self._changed = changed
         self._command: Command | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._served = False  # when last looked at
         self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._hold = 0.0
@@ -53,14 +53,18 @@ class Part:
         return self._process.pid if self._process and self._process.poll() is None else None
 
     @property
+    def ready(self) -> bool:
+        """Whether it serves: a process that is gone does not, from that moment on."""
+        return self._served and self.pid is not None
+
+    @property
     def state(self) -> ProcessState | None:
         """For stack.json; None while there is no process."""
-        if self.pid is None or self._command is None:
+        pid = self.pid
+        if pid is None or self._command is None:
             return None
         orphan = int(self._command.orphan_signal)
-        return ProcessState(
-            self.name, self.pid, identify(self.pid).started, orphan, self.ready, self.restarts, self.last_exit
-        )
+        return ProcessState(self.name, pid, identify(pid).started, orphan, self._served, self.restarts, self.last_exit)
 
     async def start(self, timeout: float) -> None:
         """Start it and return when it serves. Raises StackError when it does not, or keeps dying."""
@@ -82,7 +86,7 @@ class Part:
                 await self._watch
         if self._process and self._command:
             await stop(self._process, self._command)
-        self.ready = False
+        self._served = False
 
     async def _keep_alive(self) -> None:
         backoff, was_ready = _FIRST_BACKOFF, False
@@ -94,7 +98,7 @@ class Part:
             was_ready |= await self._live(self._process, self._command.log)
             if self._stopping.is_set():
                 return
-            self.ready, self.last_exit = False, self._process.returncode
+            self._served, self.last_exit = False, self._process.returncode
             self.restarts += 1
             self._changed()
             if not was_ready and self.restarts >= _EXITS_BEFORE_READY:
@@ -114,8 +118,8 @@ class Part:
                 ready = await self._is_ready()
                 was_ready |= ready
                 look = time.monotonic() + (_LOOK_AGAIN if ready else _POLL)
-                if ready != self.ready:
-                    self.ready = ready
+                if ready != self._served:
+                    self._served = ready
                     self._changed()
             await asyncio.sleep(_POLL)
         return was_ready
