@@ -26,7 +26,6 @@ T = TypeVar("T")
 _AT_ONCE = 2
 """Transactions of one sink. While Postgres works on one, this process prepares the other; a third would only wait."""
 _PORTION = 250  # records decoded at a stretch: a millisecond or two
-_FIRST_CHUNK = 1_000  # records of a transaction, until there is something to learn from
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class Sink(Generic[T]):
         self._decode = decode
         self._apply = apply
         largest = app.settings.batch_records
-        self._size = ChunkSize(min(_FIRST_CHUNK, largest), largest, app.settings.batch_target_ms / 1000)
+        self._size = ChunkSize(largest, largest, app.settings.batch_target_ms / 1000)
         metrics.expect(topic)
 
     async def consume(self, batches: AsyncIterable[Batch]) -> None:
