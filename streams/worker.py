@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import logging
 import sys
@@ -12,12 +11,8 @@ from typing import NoReturn
 import faust
 
 from sinks import database
-from streams import event_loop, preflight, tracing
+from streams import event_loop, garbage, preflight, tracing
 from streams.settings import Settings
-
-_ALLOCATIONS = 50_000
-"""Containers made beyond those freed, until Python looks for cycles. Its own 700 are less than a millisecond of records:
-a third of an intake worker's time went into looking, and hardly a cycle is made (docs/performance.md)."""
 
 
 async def _check(settings: Settings, role: str) -> None:
@@ -35,14 +30,7 @@ def run(role: str, settings: Settings) -> NoReturn:
     event_loop.install()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     app = importlib.import_module(f"streams.{role}").app
-    _look_for_cycles_less_often()
+    garbage.look_less_often()
     json = settings.log_format == "json"  # then nothing else may be written among the lines
     worker = faust.Worker(app, loglevel="INFO", redirect_stdouts=False, quiet=json)
     sys.exit(worker.execute_from_commandline())
-
-
-def _look_for_cycles_less_often() -> None:
-    """And never again through what has been imported."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_ALLOCATIONS)

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import json
 import pkgutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from streams import garbage
 from tests import bench as package
 from tests.bench.harness import Bench, Result, as_json, open_bench
 from tests.bench.provenance import provenance
@@ -35,24 +37,33 @@ def main(names: tuple[str, ...], quick: bool, rounds: int | None, file: Path | N
     """Measure, each path beside its baseline in the same run. Default: all; quick: but bank_day, console and scale."""
     console = Console(stderr=True)
     begun = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **provenance()}
-    bench = asyncio.run(_run(names or _default(quick), quick, rounds or (1 if quick else 5), console))
+
+    def keep(bench: Bench) -> None:
+        if file:
+            file.write_text(json.dumps(as_json(bench, begun), indent=1) + "\n")
+
+    bench = asyncio.run(_run(names or _default(quick), quick, rounds or (1 if quick else 5), console, keep))
     Console(width=140).print(_table(bench.results))
     if quick:
         console.print("Small loads, few rounds: a rough look, no figures to keep.")
-    if file:
-        file.write_text(json.dumps(as_json(bench, begun), indent=1) + "\n")
 
 
 def _default(quick: bool) -> tuple[str, ...]:
     return tuple(name for name in NAMES if not (quick and name in _FULL_SIZE_ONLY))
 
 
-async def _run(names: tuple[str, ...], quick: bool, rounds: int, console: Console) -> Bench:
+async def _run(
+    names: tuple[str, ...], quick: bool, rounds: int, console: Console, keep: Callable[[Bench], None]
+) -> Bench:
+    """keep: told after each benchmark, so that one that fails takes nothing with it."""
     async with open_bench(quick=quick, rounds=rounds, say=lambda step: console.print(step, highlight=False)) as bench:
         for number, name in enumerate(names, 1):
             bench.say(f"{name}: benchmark {number} of {len(names)}")
+            module = importlib.import_module(f"tests.bench.bench_{name}")
+            garbage.look_less_often()  # as in a worker: what runs in this process, baselines too, is to have no less
             async with bench.running(name):
-                await importlib.import_module(f"tests.bench.bench_{name}").run(bench)
+                await module.run(bench)
+            keep(bench)
         return bench
 
 

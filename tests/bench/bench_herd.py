@@ -156,7 +156,10 @@ async def _resets(bench: Bench) -> None:
                 return holders / seconds
 
             size = f"{holders:,} holders"
-            await bench.compare(f"reset, {size}", "keys/s", giant_reset, ("plain UPDATE", plain_reset), wanted=0.7)
+            await bench.compare(
+                f"reset, {size}", "keys/s", giant_reset, ("plain UPDATE", plain_reset),
+                wanted=0.7, rounds=bench.size(4, 2) * bench.rounds,
+            )  # fmt: skip
             for valuations in (1, 2):
                 await bench.compare(
                     f"books right, {size}, 15 dates late, {valuations} `books`", "keys/s",

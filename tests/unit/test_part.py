@@ -21,7 +21,7 @@ async def test_a_process_that_is_gone_is_not_ready(tmp_path: Path) -> None:
         assert part.ready
         assert pid
         os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # blocks: the watch cannot look meanwhile
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the watch is not to look meanwhile
         assert not part.ready
         assert part.pid is None
     finally:
