@@ -72,7 +72,9 @@ class Topology:
     def send_with_librdkafka(self, events: Sequence[Event], key: Key = by_security) -> None:
         """With confluent-kafka, whose default partitioner is another one (CRC32)."""
         failed: list[Any] = []
-        producer = ConfluentProducer({"bootstrap.servers": self.settings.bootstrap_servers, "linger.ms": 5})
+        producer = ConfluentProducer(
+            {"bootstrap.servers": self.settings.bootstrap_servers, "linger.ms": 5, "enable.idempotence": True}
+        )
         for topic, record in events:
             producer.produce(
                 self.settings.topic(topic),
