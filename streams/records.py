@@ -15,9 +15,9 @@ from sinks.model import Price, Transaction, TransactionType
 Reason = Literal["malformed", "invalid", "too_large"]
 
 LARGEST_RECORD = 1024 * 1024  # bytes
-_PLACES = Decimal("1e-10")
+_ZERO, _PLACES = Decimal(0), Decimal("1e-10")
 _EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
-_PLAIN_NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,10})?", re.ASCII)  # within the limits, and exact as it is
+_is_plain_number = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,10})?", re.ASCII).fullmatch  # within limits, exact as it is
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?", re.ASCII)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _TIMESTAMP = re.compile(
@@ -83,7 +83,7 @@ def decode_price(value: bytes | None) -> Price:
     """A record of prices. Raises Rejected."""
     wire = _decode(_price, value)
     price = _decimal(wire.price, "price")
-    if price <= 0:
+    if price <= _ZERO:
         raise Rejected("invalid", f"price: must be above zero, got {price}")
     return Price(
         _name(wire.security_id, "security_id"),
@@ -135,6 +135,8 @@ def _decode(decoder: msgspec.json.Decoder[S], value: bytes | None) -> S:
 
 
 def _name(text: str, field: str) -> str:
+    if text.isprintable() and 0 < len(text) <= 200:  # nearly all are; the rest need a closer look
+        return text
     if not text:
         raise Rejected("invalid", f"{field}: empty")
     if len(text) > 200:
@@ -146,10 +148,8 @@ def _name(text: str, field: str) -> str:
 
 def _decimal(raw: msgspec.Raw, field: str) -> Decimal:
     """Exact, then rounded half-even to 10 places (semantics, Bad input); a JSON number or a string like one."""
-    literal = str(raw, "utf-8")
-    if literal[0] == '"':
-        literal = literal[1:-1]
-    if _PLAIN_NUMBER.fullmatch(literal):
+    literal = str(raw, "utf-8").strip('"')
+    if _is_plain_number(literal):
         return Decimal(literal)
     if not _NUMBER.fullmatch(literal):
         raise Rejected("invalid", f"{field}: not a decimal number: {literal[:60]}")

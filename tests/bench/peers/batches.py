@@ -8,11 +8,13 @@ import faust
 import uvloop
 
 from sinks.offsets import Batch
+from streams import garbage
 from streams.app import App
 from streams.settings import load_named
 from streams.topics import PRICES
 from tests.bench.peers.fold import Clock, State, config, fold
 
+uvloop.install()  # before the app, which makes the loop
 wanted, state = config(), State()
 clock = Clock(wanted["records"])
 app = App("intake", load_named(**wanted["settings"]))
@@ -28,5 +30,5 @@ async def read(batches: AsyncIterable[Batch]) -> None:
         clock.done(len(batch.records), state)
 
 
-uvloop.install()
+garbage.look_less_often()
 faust.Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True).execute_from_commandline()

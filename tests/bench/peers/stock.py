@@ -12,6 +12,7 @@ import uvloop
 from streams.records import decode_price
 from tests.bench.peers.fold import Clock, State, config, fold
 
+uvloop.install()  # before the app, which makes the loop
 wanted, state = config(), State()
 clock = Clock(wanted["records"])
 app = faust.App(
@@ -42,5 +43,4 @@ async def read(values: AsyncIterable[bytes]) -> None:
         clock.done(1, state)
 
 
-uvloop.install()
 faust.Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True).execute_from_commandline()
