@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from sinks.database import Connection
+from sinks.database import BY_INDEX, Connection
 
 _ENSURE = """
 insert into securities (security_id)
@@ -79,11 +79,16 @@ with open_keys as materialized (
     select security_id, (select min(s.reset_seq) from position_state s where s.security_id = open.security_id) as seq
     from (select distinct security_id from corrections
           where security_id = any($1::text[]) and right_at is null and reset_at is not null) as open
+), valued as (
+    select of_key.seq from open_keys k
+    cross join lateral (
+        select seq from corrections c
+        where c.security_id = k.security_id and c.right_at is null and c.reset_at is not null
+          and (k.seq is null or k.seq > c.seq)
+        offset 0) as of_key
 ), settled as (
     update corrections c set right_at = clock_timestamp()
-    from open_keys k
-    where c.security_id = k.security_id and c.right_at is null and c.reset_at is not null
-      and (k.seq is null or k.seq > c.seq)
+    from valued where c.seq = valued.seq
     returning c.seq, c.security_id, c.earliest_date, c.reason, coalesce(c.job_id, c.seq) as job_id, c.issued_at,
               c.reset_at, c.right_at
 ), announced as (
@@ -199,6 +204,7 @@ async def issue(
     await lock_securities(connection, [security_id for security_id, _ in late])
     securities, days = [security_id for security_id, _ in late], [day for _, day in late]
     if debounce:
+        await connection.execute(BY_INDEX)
         settle = (debounce.seconds, debounce.ceiling_seconds)
         rows = await connection.fetch(_SETTLE_DOWN, securities, days, reason, *settle)
     else:

@@ -33,6 +33,15 @@ _SERVER_SETTINGS = {
 _POOL_SETTINGS = {**_SERVER_SETTINGS, "idle_in_transaction_session_timeout": "60000"}
 _MIGRATION_LOCK = 0x7469_6465  # "tide"; any constant, shared by all that migrate
 
+BY_INDEX = """
+select set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
+"""
+"""SQL: for the rest of the transaction rows are looked up by index and in its order, whatever the statistics say.
+
+Statistics lag: made when one security alone had corrections, they take the whole ledger for any security's.
+"""
+
 TRANSIENT = (
     asyncpg.PostgresConnectionError,
     asyncpg.TransactionRollbackError,  # deadlock, serialization failure

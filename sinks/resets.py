@@ -14,7 +14,7 @@ from datetime import date, datetime
 import asyncpg
 
 from sinks import corrections
-from sinks.database import Connection
+from sinks.database import BY_INDEX, Connection
 from sinks.holders import affected, last_held_before
 from sinks.model import Job
 
@@ -72,19 +72,14 @@ where job_id = any($1::bigint[]) and status in ('PENDING', 'PROCESSING')
 
 _READ = f"select {_COLUMNS} from reprocessing_jobs where job_id = any($1::bigint[]) order by job_id"
 
-_FIRST_SEQ = f"coalesce((select min(c.seq) from corrections c where {_COVERED}), j.seq)"
-
-# In key order by index, whatever the statistics say.
-_IN_KEY_ORDER = """
-select set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-       set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
-"""
+# "+ 0" here too: else the first one of all may be looked for by walking the ledger in order of seq.
+_FIRST_SEQ = f"coalesce((select min(c.seq + 0) from corrections c where {_COVERED}), j.seq)"
 
 # The place where the chunk ends; null at the end of the security. A chunk between the first and the last need not wait
 # for the disk: a crash of the server that loses it loses its cursor too, and what follows from it (the next chunks, a
 # valuation) cannot be on disk without it. The first and the last announce: an event_id must not be drawn again.
 _STEP = f"""
-with planner as materialized ({_IN_KEY_ORDER}), boundary as materialized (
+with planner as materialized ({BY_INDEX}), boundary as materialized (
     select portfolio_id from position_state
     where security_id = $2 and portfolio_id > $3
     order by portfolio_id offset $4 limit 1
@@ -123,7 +118,7 @@ returning {_COLUMNS}
 
 # Small jobs, in one go. One job per security: two would update a key twice, and one of them would be lost.
 _TAKE_SMALL = f"""
-with planner as materialized ({_IN_KEY_ORDER})
+with planner as materialized ({BY_INDEX})
 select job_id from reprocessing_jobs, planner
 where job_id = any($1::bigint[]) and cursor_portfolio_id = '' and status in ('PENDING', 'PROCESSING')
 order by job_id
@@ -248,7 +243,7 @@ async def open_jobs(connection: Connection, jobs: Sequence[Job]) -> list[OpenJob
     A job whose corrections are all reset already is COMPLETE at once. May be repeated.
     """
     ids = [job.job_id for job in jobs]
-    await connection.execute(_IN_KEY_ORDER)
+    await connection.execute(BY_INDEX)
     await connection.execute(
         _INSERT,
         ids,

@@ -14,20 +14,21 @@ from datetime import date
 import asyncpg
 
 from sinks import calendar, corrections, holders
-from sinks.database import Connection, Pool
+from sinks.database import BY_INDEX, Connection, Pool
 
 _SECURITIES_AT_ONCE = 1_000
 _SWEEP_SECONDS = 1.0  # for corrections that left no key to value
 
 # Two queues, taken in turn, so that neither starves the other. Corrections are looked up security by security, whatever
-# the statistics say: while these lag behind a herd, a join would be planned for no correction and cost a product.
+# the statistics say: these lag behind a herd, and any other way of joining costs a product.
 # What corrections wait for: by priority, oldest first.
 _CORRECTED = """
 select d.security_id
 from (select security_id from securities where valued_through < $1 offset 0) as d
 cross join lateral (
-    select max(coalesce(j.priority, 0)) as priority, min(c.seq) as seq
-    from corrections c left join reprocessing_jobs j using (job_id)
+    select min(c.seq) as seq,
+           max(coalesce((select priority from reprocessing_jobs j where j.job_id = c.job_id), 0)) as priority
+    from corrections c
     where c.security_id = d.security_id and c.right_at is null and not c.held
     having count(*) > 0
 ) as open
@@ -62,8 +63,12 @@ limit $4
 """
 
 # A plan for any claim is one for ten keys of one security; for two thousand of a thousand it is quadratic. Nor may a
-# claim sort: each page of a giant would read all that is left of it.
-_PLAN_FOR_THESE = "set local plan_cache_mode = force_custom_plan; set local enable_bitmapscan = off"
+# claim sort: each page of a giant would read all that is left of it. And nothing may read through a whole table.
+_PLAN_FOR_THESE = """
+set local plan_cache_mode = force_custom_plan;
+set local enable_bitmapscan = off;
+set local enable_seqscan = off
+"""
 
 # A closed position has nothing to value: its watermark moves on in bulk, no history or price is read.
 _MOVE_ON = f"""
@@ -260,25 +265,25 @@ class Valuation:
             passed: list[str] = []
             claimed: list[asyncpg.Record] = []
             snapshots = closed = 0
-            for queue in self._queues:
-                rows = await connection.fetch(queue, latest, _SECURITIES_AT_ONCE)
-                page = [row["security_id"] for row in rows]
-                if not page:
-                    continue
-                async with connection.transaction():
-                    await connection.execute(_PLAN_FOR_THESE)
+            async with connection.transaction():
+                await connection.execute(_PLAN_FOR_THESE)
+                for queue in self._queues:
+                    rows = await connection.fetch(queue, latest, _SECURITIES_AT_ONCE)
+                    page = [row["security_id"] for row in rows]
+                    if not page:
+                        continue
                     claimed = await self._claim(connection, page, latest)
                     snapshots = await _revalue(connection, claimed, latest)
                     if len(claimed) < self._keys:
                         tag = await connection.execute(_MOVE_ON, page, latest, self._keys)
                         closed = int(tag.split()[-1])
-                if closed < self._keys:
-                    passed += self._move_on(page, claimed)
-                if claimed or closed:
-                    break
-            if not (claimed or closed) or time.monotonic() - self._swept > _SWEEP_SECONDS:
-                self._swept = time.monotonic()
-                passed += await corrections.unsettled(connection, _SECURITIES_AT_ONCE)
+                    if closed < self._keys:
+                        passed += self._move_on(page, claimed)
+                    if claimed or closed:
+                        break
+                if not (claimed or closed) or time.monotonic() - self._swept > _SWEEP_SECONDS:
+                    self._swept = time.monotonic()
+                    passed += await corrections.unsettled(connection, _SECURITIES_AT_ONCE)
             raised, right = await _settle(connection, passed, latest)
         return Pass(len(claimed), snapshots, closed, raised, tuple(right))
 
@@ -302,10 +307,13 @@ class Valuation:
 
 async def _settle(connection: Connection, passed: Sequence[str], latest: date) -> tuple[int, list[corrections.Right]]:
     """Securities without a key behind are told so, and corrections that are right now; looked at before locking."""
-    done = [row["security_id"] for row in await connection.fetch(_DONE, passed, latest)] if passed else []
-    if not done:
+    if not passed:
         return 0, []
     async with connection.transaction():
+        await connection.execute(BY_INDEX)
+        done = [row["security_id"] for row in await connection.fetch(_DONE, passed, latest)]
+        if not done:
+            return 0, []
         held = [row["security_id"] for row in await connection.fetch(_HOLD, done)]
         tag = await connection.execute(_RAISE, held, latest)
         return int(tag.split()[-1]), await corrections.settle(connection, held)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import asyncpg
 _SMALL = frozenset({"securities"})  # may be looked through
 _PAGES_PER_ROW = 12  # down an index, and dead versions of the row; most reads take two to seven
 _PAGES_AROUND = 1_000  # the keys of one large security; dead rows; less than any index of a large table has
+_SETTINGS = ("plan_cache_mode", "enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin")
 _EXPLAINED = frozenset({"select", "with", "insert", "update", "delete"})
 
 
@@ -69,8 +71,14 @@ class Explaining:
     connection: asyncpg.Connection
     ran: list[Ran] = field(default_factory=list)
 
-    def transaction(self) -> Any:
-        return self.connection.transaction()
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Its settings end with it, as a worker's do: here it is a part of another."""
+        kept = [await self.connection.fetchval("select current_setting($1)", name) for name in _SETTINGS]
+        async with self.connection.transaction():
+            yield
+        for name, value in zip(_SETTINGS, kept, strict=True):
+            await self.connection.execute("select set_config($1, $2, true)", name, value)
 
     def acquire(self) -> Explaining:
         return self

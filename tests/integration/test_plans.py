@@ -226,6 +226,32 @@ async def test_what_a_herd_has_made_due_is_found_in_one_pass(books: Explaining) 
     books.check(rows(0), valuation._CORRECTED, valuation._BEHIND)
 
 
+async def test_a_herd_is_valued_although_statistics_know_of_one_security_only(books: Explaining) -> None:
+    """Made when one alone had corrections, they take the whole ledger for any security's."""
+    for column, nulls, values in (("security_id", 0, 1), ("right_at", 0.3, -1), ("reset_at", 0.3, -1)):
+        await books.connection.execute("select pg_clear_attribute_stats('tidemark', 'corrections', $1, false)", column)
+        await books.connection.execute(
+            "select pg_restore_attribute_stats('schemaname', 'tidemark', 'relname', 'corrections', 'inherited', false, "
+            "'attname', $1::text, 'null_frac', $2::real, 'avg_width', 8, 'n_distinct', $3::real)",
+            *(column, nulls, values),
+        )
+    await reset(books, FEW)
+    done = await Valuation(books, 2 * KEYS).pass_once()  # type: ignore[arg-type]
+    assert (done.keys, done.securities, len(done.right)) == (KEYS, len(FEW), 2 * len(FEW))
+    jobs = await issue(books, FEW)
+    async with books.transaction():
+        opened = await resets.open_jobs(books, jobs)
+    async with books.transaction():
+        assert (await resets.reset_small(books, opened)).keys_reset == KEYS
+    async with books.transaction():
+        await corrections.issue(books, [(each, LATE) for each in FEW], "price", Debounce(10, 100))
+    books.check(
+        rows(KEYS, of_each=3),
+        *(valuation._CORRECTED, valuation._BEHIND, corrections._UNSETTLED, corrections._SETTLE),
+        *(resets._ADOPT, resets._NEEDLESS, resets._RESET_SMALL, resets._END, corrections._SETTLE_DOWN),
+    )
+
+
 async def test_counting_the_backlog_reads_what_is_due(books: Explaining) -> None:
     await reset(books, FEW)
     await books.connection.execute("update backlog set again_at = '-infinity'")
