@@ -63,11 +63,13 @@ limit $4
 """
 
 # A plan for any claim is one for ten keys of one security; for two thousand of a thousand it is quadratic. Nor may a
-# claim sort: each page of a giant would read all that is left of it. And nothing may read through a whole table.
+# claim sort: each page of a giant would read all that is left of it. And nothing may read through a whole table. How
+# many dates are dirty the planner cannot know: it takes a third of all, and would hash a few in files.
 _PLAN_FOR_THESE = """
 set local plan_cache_mode = force_custom_plan;
 set local enable_bitmapscan = off;
-set local enable_seqscan = off
+set local enable_seqscan = off;
+set local work_mem = '32MB'
 """
 
 # A closed position has nothing to value: its watermark moves on in bulk, no history or price is read.
@@ -95,8 +97,13 @@ from idle where s.security_id = idle.security_id and s.portfolio_id = idle.portf
 # or merged, where an estimate of one row would make a nested loop of thousands by tens of thousands.
 _WANTED = """
 with claimed as materialized (
-    select c.*, (select max(business_date) from business_dates where business_date <= c.watermark_date) as base_date
+    select c.*, b.base_date
     from unnest($1::text[], $2::text[], $3::date[], $4::int[]) as c (security_id, portfolio_id, watermark_date, epoch)
+    join (  -- once per date: thousands of keys have few
+        select watermark_date, (select max(business_date) from business_dates where business_date <= d.watermark_date)
+            as base_date
+        from unnest($3::date[]) as d (watermark_date) group by watermark_date
+    ) as b using (watermark_date)
 ), quotes as materialized (
     select span.security_id, d.business_date, q.price, q.price_date
     from (select security_id, min(watermark_date) as watermark_date from claimed group by security_id) as span
