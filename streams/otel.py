@@ -70,9 +70,10 @@ class OpenTelemetry(Traces):
         self._tell("correction", correction.seq, correction.issued_at.timestamp(), end, about, links, is_root=True)
 
     def headers(self, number: int) -> dict[str, bytes]:
-        """`traceparent`: of the current span, or of the trace."""
+        """`traceparent`: of the current span where it is of this trace; the end of one job publishes the next one."""
+        root = self._root(number)
         here = trace.get_current_span().get_span_context()
-        parent = here if here.is_valid else self._root(number)
+        parent = here if here.trace_id == root.trace_id else root
         return {"traceparent": f"00-{parent.trace_id:032x}-{parent.span_id:016x}-{parent.trace_flags:02x}".encode()}
 
     def _tell(

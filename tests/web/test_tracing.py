@@ -17,6 +17,8 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from deploy.local.postgres import PostgresServer
+from streams import tracing
+from streams.settings import load_named
 from tests.topology import run_topology
 from tests.web.world import DAYS, price, trade, until
 
@@ -98,6 +100,18 @@ async def test_a_correction_is_one_trace(
             records = [r for r in await running.read(topic) if r.key == b"S" and r.value]
             carried = dict(records[-1].headers)["traceparent"].decode()
             assert carried.split("-")[1] == root.trace_id.hex(), topic
+
+
+async def test_what_is_published_on_behalf_of_another_carries_its_own_trace(
+    collector: Collector,
+) -> None:
+    traces = tracing.start("triggers", load_named(topic_prefix="t-"))
+    trace_of = {number: traces.headers(number)["traceparent"].split(b"-")[1] for number in (1, 2)}
+    assert trace_of[1] != trace_of[2]
+    with traces.span("decide", 1):
+        span = {number: traces.headers(number)["traceparent"].split(b"-")[1:3] for number in (1, 2)}
+    assert [span[1][0], span[2][0]] == [trace_of[1], trace_of[2]]
+    assert span[1][1] != traces.headers(1)["traceparent"].split(b"-")[2], "within the span, the span is the parent"
 
 
 def test_an_endpoint_without_the_packages_is_said_in_one_line(folder: Path) -> None:
