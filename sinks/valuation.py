@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import asyncpg
@@ -17,34 +17,30 @@ from sinks import calendar, corrections, holders
 from sinks.database import BY_INDEX, Connection, Pool
 
 _SECURITIES_AT_ONCE = 1_000
+_LOOKED_UP = 10_000  # securities of a queue
 _SWEEP_SECONDS = 1.0  # for corrections that left no key to value
 
-# Two queues, taken in turn, so that neither starves the other. Corrections are looked up security by security, whatever
-# the statistics say: these lag behind a herd, and any other way of joining costs a product.
-# What corrections wait for: by priority, oldest first.
-_CORRECTED = """
-select d.security_id
-from (select security_id from securities where valued_through < $1 offset 0) as d
-cross join lateral (
-    select min(c.seq) as seq,
-           max(coalesce((select priority from reprocessing_jobs j where j.job_id = c.job_id), 0)) as priority
-    from corrections c
-    where c.security_id = d.security_id and c.right_at is null and not c.held
-    having count(*) > 0
-) as open
-order by open.priority desc, open.seq
-limit $2
-"""
+KEPT_FOR = 10.0
+"""How many times as long as looking it up took a crowd's queues are kept, if they last that long: looking up passes
+over all that is due, and before each transaction it would take a herd of 50,000 securities half of its time."""
 
-# What a newly closed date or a new transaction made due: longest behind first.
-_BEHIND = """
-select security_id
-from securities d
-where valued_through < $1
-  and (select 1 from corrections c
-       where c.security_id = d.security_id and c.right_at is null and not c.held limit 1) is null
-order by valued_through, security_id
-limit $2
+# Two queues: what corrections wait for, by priority, oldest first; and what a newly closed date or a new transaction
+# made due, longest behind first. Corrections are looked up security by security, whatever the statistics say: these lag
+# behind a herd, and any other way of joining costs a product.
+_DUE = """
+with due as materialized (
+    select d.security_id, d.valued_through, open.seq, open.priority
+    from (select security_id, valued_through from securities where valued_through < $1 offset 0) as d
+    left join lateral (
+        select min(c.seq) as seq,
+               max(coalesce((select priority from reprocessing_jobs j where j.job_id = c.job_id), 0)) as priority
+        from corrections c
+        where c.security_id = d.security_id and c.right_at is null and not c.held
+        having count(*) > 0
+    ) as open on true
+)
+select array(select security_id from due where seq is not null order by priority desc, seq limit $2) as corrected,
+       array(select security_id from due where seq is null order by valued_through, security_id limit $2) as behind
 """
 
 # Page by page in the order asked for, from each security's cursor on. It never waits, so the order of locks is free.
@@ -253,13 +249,18 @@ class Pass:
 
 
 class Valuation:
-    """The loop's state is only where claims ended: without it claiming is quadratic in a security's keys."""
+    """The loop's state is only where claims ended: without it claiming is quadratic in a security's keys.
+
+    And, of a crowd, the queues: else it would be quadratic in securities.
+    """
 
     def __init__(self, pool: Pool, keys: int) -> None:
         self._pool = pool
         self._keys = keys
         self._cursors: dict[str, str] = {}
-        self._queues = deque([_CORRECTED, _BEHIND])
+        self._queues: dict[str, list[str]] = {}
+        self._kept_until = 0.0
+        self._turns = deque(["corrected", "behind"])  # in turn, so that neither starves the other
         self._swept = 0.0
 
     async def pass_once(self) -> Pass:
@@ -268,31 +269,51 @@ class Valuation:
             latest = await calendar.latest_closed(connection)
             if latest is None:
                 return Pass()
-            self._queues.rotate()
-            passed: list[str] = []
-            claimed: list[asyncpg.Record] = []
-            snapshots = closed = 0
+            self._turns.rotate()
+            if time.monotonic() >= self._kept_until:
+                self._queues.clear()
             async with connection.transaction():
                 await connection.execute(_PLAN_FOR_THESE)
-                for queue in self._queues:
-                    rows = await connection.fetch(queue, latest, _SECURITIES_AT_ONCE)
-                    page = [row["security_id"] for row in rows]
-                    if not page:
-                        continue
-                    claimed = await self._claim(connection, page, latest)
-                    snapshots = await _revalue(connection, claimed, latest)
-                    if len(claimed) < self._keys:
-                        tag = await connection.execute(_MOVE_ON, page, latest, self._keys)
-                        closed = int(tag.split()[-1])
-                    if closed < self._keys:
-                        passed += self._move_on(page, claimed)
-                    if claimed or closed:
-                        break
-                if not (claimed or closed) or time.monotonic() - self._swept > _SWEEP_SECONDS:
+                done, passed = await self._value_queued(connection, latest)
+                if done == Pass():  # nothing is queued, or others have done it
+                    await self._look_up(connection, latest)
+                    done, more = await self._value_queued(connection, latest)
+                    passed += more
+                if done == Pass() or time.monotonic() - self._swept > _SWEEP_SECONDS:
                     self._swept = time.monotonic()
                     passed += await corrections.unsettled(connection, _SECURITIES_AT_ONCE)
             raised, right = await _settle(connection, passed, latest)
-        return Pass(len(claimed), snapshots, closed, raised, tuple(right))
+        return replace(done, securities=raised, right=tuple(right))
+
+    async def _look_up(self, connection: Connection, latest: date) -> None:
+        started = time.monotonic()
+        row = await connection.fetchrow(_DUE, latest, _LOOKED_UP)
+        self._queues = {name: row[name] for name in self._turns}
+        is_crowd = sum(map(len, self._queues.values())) > _SECURITIES_AT_ONCE
+        now = time.monotonic()
+        self._kept_until = now + KEPT_FOR * (now - started) if is_crowd else now
+
+    async def _value_queued(self, connection: Connection, latest: date) -> tuple[Pass, list[str]]:
+        """What was done, and the securities gone through to their end; when nothing was, the queues are empty now."""
+        done = Pass()
+        passed: list[str] = []
+        for name in self._turns:
+            queue = self._queues.get(name, [])
+            while queue and done == Pass():
+                done, gone = await self._value(connection, queue[:_SECURITIES_AT_ONCE], latest)
+                del queue[: len(gone)]
+                passed += gone
+        return done, passed
+
+    async def _value(self, connection: Connection, page: Sequence[str], latest: date) -> tuple[Pass, list[str]]:
+        """The same of these securities; those gone through are the first of them."""
+        claimed = await self._claim(connection, page, latest)
+        snapshots = await _revalue(connection, claimed, latest)
+        closed = 0
+        if len(claimed) < self._keys:
+            tag = await connection.execute(_MOVE_ON, page, latest, self._keys)
+            closed = int(tag.split()[-1])
+        return Pass(len(claimed), snapshots, closed), self._move_on(page, claimed) if closed < self._keys else []
 
     async def _claim(self, connection: Connection, page: Sequence[str], latest: date) -> list[asyncpg.Record]:
         cursors = [self._cursors.get(security, "") for security in page]

@@ -18,9 +18,9 @@ from decimal import Decimal
 from sinks import positions, prices
 from sinks.database import Pool, connect_pool
 from sinks.model import Job, Price, Transaction, TransactionType
-from sinks.valuation import Valuation
+from sinks.valuation import Pass, Valuation
 from tests.bench.harness import Bench, Point, Result, Work
-from tests.herd import reset
+from tests.herd import load, reset
 
 _SETTLING = 3  # rounds until the plans and the free space have settled
 _REPEATED = 3  # corrections in a round: their median counts
@@ -34,9 +34,10 @@ _FIRST = date(2020, 1, 1)
 
 
 async def run(bench: Bench) -> None:
-    """By keys, by business dates, by transactions of a key."""
+    """By keys, by business dates, by securities due at once, by transactions of a key."""
     await _by_keys(bench)
     await _by_dates(bench)
+    await _by_securities(bench)
     await _by_transactions(bench)
 
 
@@ -202,6 +203,59 @@ async def _corrected(bench: Bench, books: _Books) -> AsyncIterator[Work]:
 
 async def _median_of(once: Callable[[], Awaitable[float]], repeated: int) -> float:
     return statistics.median([await once() for _ in range(repeated)])
+
+
+# -- more and more securities corrected at once -------------------------------------------------------------------
+
+_HELD_BY = 2  # portfolios
+_LATE = date(2025, 1, 4)  # the last date but one
+
+# As resets leave the books: every key of every security due from the late date on, for a correction of its own.
+_CORRECT_ALL = """
+with corrected as (
+    insert into corrections (seq, security_id, earliest_date, reason, job_id, reset_at)
+    select seq, security_id, $1, 'price', seq, clock_timestamp()
+    from (select nextval('correction_seq') as seq, security_id from securities) as issued
+), repriced as (
+    update market_prices set price = price + 1 where price_date = $1
+), due as (
+    update securities set valued_through = $1::date - 1
+)
+update position_state set watermark_date = $1::date - 1, status = 'REPROCESSING'
+"""
+
+
+async def _by_securities(bench: Bench) -> None:
+    async with AsyncExitStack() as databases:
+        works = []
+        for securities in (bench.size(full, quick) for full, quick in ((1_000, 100), (10_000, 500), (50_000, 2_000))):
+            bench.say(f"growth: filling in {securities:,} securities")
+            works.append((securities, await databases.enter_async_context(_crowded(bench, securities))))
+        note = f"{_HELD_BY} keys each, 2 snapshots of a key change"
+        await _compare(bench, "all securities corrected", "µs per key", "securities", works, note)
+
+
+@asynccontextmanager
+async def _crowded(bench: Bench, securities: int) -> AsyncIterator[Work]:
+    """Microseconds per key, from the reset of every security until the books are right."""
+    async with bench.database() as dsn, await connect_pool(dsn, size=2) as pool:
+        await load(pool, [f"S{number:06}" for number in range(securities)], _HELD_BY, dates=5)
+        await pool.execute("vacuum analyze")
+
+        async def once() -> float:
+            await pool.execute("truncate corrections, outbox_events")
+            await pool.execute(_CORRECT_ALL, _LATE)
+            await pool.execute("vacuum position_state, daily_position_snapshots, securities, market_prices")
+            valuation, keys, right = Valuation(pool, _VALUATION_KEYS), 0, 0
+            started = time.perf_counter()
+            while (done := await valuation.pass_once()) != Pass():
+                keys += done.keys
+                right += len(done.right)
+            seconds = time.perf_counter() - started
+            assert (keys, right) == (securities * _HELD_BY, securities), f"{keys} keys, {right} corrections"
+            return seconds / keys * 1e6
+
+        yield once
 
 
 # -- appends to longer and longer histories -----------------------------------------------------------------------

@@ -182,7 +182,7 @@ async def test_a_valuation_reads_the_keys_that_are_due(books: Explaining) -> Non
     assert await valued.pass_once() == Pass()
     books.check(
         rows(KEYS, of_each=3),
-        *(valuation._CORRECTED, valuation._BEHIND, valuation._CLAIM, valuation._REVALUE, valuation._ADVANCE),
+        *(valuation._DUE, valuation._CLAIM, valuation._REVALUE, valuation._ADVANCE),
         *(valuation._MOVE_ON, valuation._DONE, valuation._HOLD, valuation._RAISE),
         *(corrections._SETTLE, corrections._UNSETTLED),
     )
@@ -211,19 +211,24 @@ async def test_a_closed_date_is_valued_key_by_key(books: Explaining) -> None:
     valued = Valuation(books, 500)  # type: ignore[arg-type]
     for _ in (1, 2):
         assert (await valued.pass_once()).keys == 500
-    books.check(rows(500), valuation._CORRECTED, valuation._BEHIND, valuation._CLAIM, valuation._REVALUE)
+    books.check(rows(500), valuation._DUE, valuation._CLAIM, valuation._REVALUE)
 
 
 async def test_what_a_herd_has_made_due_is_found_in_one_pass(books: Explaining) -> None:
     """Statistics know of no open correction and of no security that is due: there are thousands of both."""
     await books.connection.execute("update corrections set reset_at = now() where right_at is null")
     await books.connection.execute("update securities set valued_through = $1", LATE)
-    assert len(await books.fetch(valuation._CORRECTED, LAST, 1_000)) == 1_000
-    assert await books.fetch(valuation._BEHIND, LAST, 1_000) == []
+    assert await due(books) == (1_000, 0)
     await books.connection.execute("update corrections set right_at = now() where right_at is null")
-    assert await books.fetch(valuation._CORRECTED, LAST, 1_000) == []
-    assert len(await books.fetch(valuation._BEHIND, LAST, 1_000)) == 1_000
-    books.check(rows(0), valuation._CORRECTED, valuation._BEHIND)
+    assert await due(books) == (0, 1_000)
+    books.check(rows(0), valuation._DUE)
+
+
+async def due(books: Explaining) -> tuple[int, int]:
+    """How many securities are found in each of the valuation's queues, of a thousand at most."""
+    row = await books.fetchrow(valuation._DUE, LAST, 1_000)
+    assert row is not None
+    return len(row["corrected"]), len(row["behind"])
 
 
 async def test_a_herd_is_valued_although_statistics_know_of_one_security_only(books: Explaining) -> None:
@@ -247,7 +252,7 @@ async def test_a_herd_is_valued_although_statistics_know_of_one_security_only(bo
         await corrections.issue(books, [(each, LATE) for each in FEW], "price", Debounce(10, 100))
     books.check(
         rows(KEYS, of_each=3),
-        *(valuation._CORRECTED, valuation._BEHIND, corrections._UNSETTLED, corrections._SETTLE),
+        *(valuation._DUE, corrections._UNSETTLED, corrections._SETTLE),
         *(resets._ADOPT, resets._NEEDLESS, resets._RESET_SMALL, resets._END, corrections._SETTLE_DOWN),
     )
 
