@@ -13,7 +13,7 @@ import pytest
 from deploy.local.kafka import KafkaServer
 from deploy.local.ports import Ports
 from deploy.local.postgres import PostgresServer
-from sinks.database import migrate
+from sinks.database import Pool, connect_pool, migrate
 from tests.servers import serving
 
 
@@ -52,6 +52,13 @@ async def database(postgres: PostgresServer) -> AsyncIterator[str]:
         yield dsn
     finally:
         await postgres.drop_database(name)
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    """Sessions in the fresh database, as a worker has them."""
+    async with await connect_pool(database) as opened:
+        yield opened
 
 
 @pytest.fixture

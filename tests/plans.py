@@ -14,8 +14,12 @@ _SMALL = frozenset({"securities"})  # may be looked through
 _PAGES_PER_ROW = 12  # down an index, and dead versions of the row; most reads take two to seven
 _PAGES_AROUND = 1_000  # the keys of one large security; dead rows; less than any index of a large table has
 _SETTINGS = (
-    *("plan_cache_mode", "work_mem"),
-    *("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin"),
+    "plan_cache_mode",
+    "work_mem",
+    "enable_seqscan",
+    "enable_bitmapscan",
+    "enable_hashjoin",
+    "enable_mergejoin",
 )
 _EXPLAINED = frozenset({"select", "with", "insert", "update", "delete"})
 

@@ -10,7 +10,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -56,17 +56,24 @@ async def correct(pool: Pool, valuation: Valuation, late: Price) -> int:
                 return snapshots
 
 
-async def _compare(bench: Bench, name: str, unit: str, axis: str, sizes: Sequence[tuple[int, Work]], note: str) -> None:
-    """Run all sizes in turn, settle first, and keep a line for each; the first is the baseline of the others."""
-    figures: list[list[float]] = [[] for _ in sizes]
-    settling_rounds = bench.size(_SETTLING, 1)
-    for number in range(settling_rounds + bench.rounds):
-        settling = number < settling_rounds
-        bench.say(f"{name}: " + ("settling" if settling else f"round {number - settling_rounds + 1} of {bench.rounds}"))
-        for (_, work), kept in zip(sizes, figures, strict=True):
-            figure = await work()
-            if not settling:
-                kept.append(figure)
+async def _compare(
+    bench: Bench,
+    name: str,
+    unit: str,
+    axis: str,
+    sizes: Sequence[tuple[int, AbstractAsyncContextManager[Work]]],
+    note: str,
+) -> None:
+    """Run all sizes in turn, settle first, and keep a line for each; the first is the baseline of the others.
+
+    sizes: each with what fills a database in and gives the work; all are open until the end.
+    """
+    async with AsyncExitStack() as databases:
+        works: list[Work] = []
+        for size, filled in sizes:
+            bench.say(f"growth: filling in {size:,} {axis}")
+            works.append(await databases.enter_async_context(filled))
+        figures = await _in_turn(bench, name, works)
     labels = [f"{size:,} {axis}" for size, _ in sizes]
     lines = [
         Result(f"{name}: {label}", unit, rounds, less=True, point=Point(name, axis, size))
@@ -75,6 +82,20 @@ async def _compare(bench: Bench, name: str, unit: str, axis: str, sizes: Sequenc
     bench.add(replace(lines[0], note=note))
     for line in lines[1:]:
         bench.add(replace(line, baseline=labels[0], baseline_rounds=figures[0], wanted=_MOST))
+
+
+async def _in_turn(bench: Bench, name: str, works: Sequence[Work]) -> list[list[float]]:
+    """Each work's figures, those of the settling rounds left out."""
+    figures: list[list[float]] = [[] for _ in works]
+    settling_rounds = bench.size(_SETTLING, 1)
+    for number in range(settling_rounds + bench.rounds):
+        settling = number < settling_rounds
+        bench.say(f"{name}: " + ("settling" if settling else f"round {number - settling_rounds + 1} of {bench.rounds}"))
+        for work, kept in zip(works, figures, strict=True):
+            figure = await work()
+            if not settling:
+                kept.append(figure)
+    return figures
 
 
 # -- a correction among more and more keys, and over a longer and longer calendar ---------------------------------
@@ -171,13 +192,9 @@ async def _by_dates(bench: Bench) -> None:
 
 
 async def _corrections(bench: Bench, name: str, axis: str, sizes: Sequence[tuple[int, _Books]]) -> None:
-    async with AsyncExitStack() as databases:
-        works = []
-        for size, books in sizes:
-            bench.say(f"growth: filling in {size:,} {axis}")
-            works.append((size, await databases.enter_async_context(_corrected(bench, books))))
-        rows = sizes[0][1].holders * sizes[0][1].dirty
-        await _compare(bench, name, "µs per snapshot", axis, works, f"{rows:,} snapshots change")
+    rows = sizes[0][1].holders * sizes[0][1].dirty
+    works = [(size, _corrected(bench, books)) for size, books in sizes]
+    await _compare(bench, name, "µs per snapshot", axis, works, f"{rows:,} snapshots change")
 
 
 @asynccontextmanager
@@ -226,13 +243,10 @@ update position_state set watermark_date = $1::date - 1, status = 'REPROCESSING'
 
 
 async def _by_securities(bench: Bench) -> None:
-    async with AsyncExitStack() as databases:
-        works = []
-        for securities in (bench.size(full, quick) for full, quick in ((1_000, 100), (10_000, 500), (50_000, 2_000))):
-            bench.say(f"growth: filling in {securities:,} securities")
-            works.append((securities, await databases.enter_async_context(_crowded(bench, securities))))
-        note = f"{_HELD_BY} keys each, 2 snapshots of a key change"
-        await _compare(bench, "all securities corrected", "µs per key", "securities", works, note)
+    securities = [bench.size(full, quick) for full, quick in ((1_000, 100), (10_000, 500), (50_000, 2_000))]
+    works = [(n, _crowded(bench, n)) for n in securities]
+    note = f"{_HELD_BY} keys each, 2 snapshots of a key change"
+    await _compare(bench, "all securities corrected", "µs per key", "securities", works, note)
 
 
 @asynccontextmanager
@@ -277,13 +291,10 @@ cross join lateral jsonb_populate_record(t, jsonb_build_object(
 
 async def _by_transactions(bench: Bench) -> None:
     keys = bench.size(1_000, 100)
-    async with AsyncExitStack() as databases:
-        works = []
-        for length in (bench.size(full, quick) for full, quick in ((10, 10), (100, 50), (1_000, 200))):
-            bench.say(f"growth: filling in {keys:,} keys of {length:,} transactions")
-            works.append((length, await databases.enter_async_context(_appended(bench, keys, length))))
-        note = f"one to each of {keys:,} keys in a batch, purchases and disposals in turn"
-        await _compare(bench, "append", "µs per transaction", "transactions of the key", works, note)
+    lengths = [bench.size(full, quick) for full, quick in ((10, 10), (100, 50), (1_000, 200))]
+    works = [(n, _appended(bench, keys, n)) for n in lengths]
+    note = f"one to each of {keys:,} keys in a batch, purchases and disposals in turn"
+    await _compare(bench, "append", "µs per transaction", "transactions of the key", works, note)
 
 
 @asynccontextmanager

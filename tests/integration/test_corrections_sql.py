@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -25,13 +25,6 @@ from tidemark.audit import audit_books
 
 START = datetime(2025, 1, 6, 9, tzinfo=UTC)
 TP = ("transactions", 0)
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[Pool]:
-    pool = await connect_pool(database)
-    yield pool
-    await pool.close()
 
 
 def trade(

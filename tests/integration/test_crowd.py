@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import date
 
 import asyncpg
 import pytest
 
 from sinks import valuation
-from sinks.database import Pool, connect_pool
+from sinks.database import Pool
 from sinks.valuation import Pass, Valuation
 from tests.herd import load
 
 _CROWD = [f"S{number:05}" for number in range(valuation._SECURITIES_AT_ONCE + 200)]
 _AT_ONCE = 100
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[Pool]:
-    async with await connect_pool(database) as pool:
-        yield pool
 
 
 class Counting(Valuation):

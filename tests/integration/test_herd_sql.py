@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import date
 from pathlib import Path
 
@@ -18,13 +17,6 @@ from streams import herd as herd_module
 from tests.herd import ALL_ENDED, herd_worker, issue, load, until
 
 DAY = date(2025, 1, 6)
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
-    pool = await connect_pool(database, size=4)
-    yield pool
-    await pool.close()
 
 
 async def throttle(pool: asyncpg.Pool, rows_per_second: float) -> None:

@@ -24,7 +24,7 @@ from deploy.examples.cash_flows import CashFlows, follow
 from deploy.local.ports import Ports
 from deploy.local.stack import Stack
 from sinks import outbox
-from sinks.database import connect, connect_pool
+from sinks.database import connect
 from streams.relay import Relay
 from streams.settings import Settings, load_named
 from streams.topics import ensure_topics
@@ -45,13 +45,6 @@ async def settings(kafka: str, database: str, folder: Path) -> Settings:
     )
     await ensure_topics(settings)
     return settings
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
-    pool = await connect_pool(database)
-    yield pool
-    await pool.close()
 
 
 @asynccontextmanager

@@ -106,12 +106,17 @@ def test_what_is_published_on_behalf_of_another_carries_its_own_trace(monkeypatc
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")  # nothing is sent
     traces = tracing.start("triggers", load_named(topic_prefix="t-"))
-    trace_of = {number: traces.headers(number)["traceparent"].split(b"-")[1] for number in (1, 2)}
-    assert trace_of[1] != trace_of[2]
+
+    def carried(number: int) -> list[bytes]:
+        """[version, trace, span, flags]"""
+        return traces.headers(number)["traceparent"].split(b"-")
+
+    one, two = carried(1), carried(2)
+    assert one[1] != two[1]
     with traces.span("decide", 1):
-        span = {number: traces.headers(number)["traceparent"].split(b"-")[1:3] for number in (1, 2)}
-    assert [span[1][0], span[2][0]] == [trace_of[1], trace_of[2]]
-    assert span[1][1] != traces.headers(1)["traceparent"].split(b"-")[2], "within the span, the span is the parent"
+        assert carried(2) == two
+        assert carried(1)[1] == one[1]
+        assert carried(1)[2] != one[2], "within the span, the span is the parent"
 
 
 def test_an_endpoint_without_the_packages_is_said_in_one_line(folder: Path) -> None:

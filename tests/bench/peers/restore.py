@@ -19,6 +19,7 @@ from streams.settings import load_named
 from streams.topics import TABLE, TRIGGERS
 from tests.bench.peers.fold import config
 
+uvloop.install()  # before the app, which makes the loop
 wanted = config()
 settings = load_named(**wanted["settings"])
 app: Any = App("triggers", settings)
@@ -51,5 +52,4 @@ async def end() -> None:
     os._exit(0)
 
 
-uvloop.install()
 faust.Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True).execute_from_commandline()
