@@ -112,16 +112,47 @@ def bug_in_decoder() -> None:
     records.decode_price = decode_price
 
 
-def slow_seek() -> None:
-    """No protection removed: after the seek it takes a moment until the flow goes on."""
-    whole = transport.BatchConsumer.perform_seek
+def busy_seek() -> None:
+    """No protection removed: a seek ends once records wait in a queue, or once the fetcher is seen to stand still.
+
+    Whether the records survive is what follows from the flow, and not from which task is the faster. The agent has at
+    most one of them in hand meanwhile.
+    """
+    seek, rounds = transport.BatchConsumer.perform_seek, transport.BatchConsumer._wait_next_records
+    resume, events = transport.BatchConsumer.resume_flow, write_behind.WriteBehind.events
+    flowing, queues = asyncio.Event(), []
+    flowing.set()
 
     async def perform_seek(self):
-        await whole(self)
-        if not transport._inside_fetcher.get():
-            await asyncio.sleep(0.5)
+        if transport._inside_fetcher.get():
+            return await seek(self)
+        flowing.clear()
+        await seek(self)
+        while self.app._fetcher.started and not (self.stands_still or any(queue.qsize() > 1 for queue in queues)):
+            await asyncio.sleep(0)
 
+    async def wait_next_records(self, timeout):
+        self.stands_still = not self.flow_active
+        try:
+            return await rounds(self, timeout)
+        finally:
+            self.stands_still = False
+
+    def resume_flow(self):
+        resume(self)
+        flowing.set()
+
+    async def held_events(self):
+        queues.append(self._waiting)
+        async for event in events(self):
+            await flowing.wait()
+            yield event
+
+    transport.BatchConsumer.stands_still = False
     transport.BatchConsumer.perform_seek = perform_seek
+    transport.BatchConsumer._wait_next_records = wait_next_records
+    transport.BatchConsumer.resume_flow = resume_flow
+    write_behind.WriteBehind.events = held_events
 
 
 def lose_fetches() -> None:
@@ -213,7 +244,7 @@ def cancelled_below() -> None:
 SABOTAGES: dict[str, Callable[[], None]] = {
     change.__name__: change
     for change in (
-        no_fence, offset_first, no_stop_flow, deaf, gated, ack_first, one_by_one, open_runs, bug_in_decoder, slow_seek,
+        no_fence, offset_first, no_stop_flow, deaf, gated, ack_first, one_by_one, open_runs, bug_in_decoder, busy_seek,
         lose_fetches, no_chunks, dies_restoring, slow_restore, busy_copies, cancelled_below,
     )
 }  # fmt: skip
