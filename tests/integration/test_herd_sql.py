@@ -91,7 +91,7 @@ async def test_a_crash_resumes_at_the_cursor_and_a_zombie_is_fenced(
             await throttle(pool, 1e9)
             await until(pool, ALL_ENDED)
             await until(pool, "select next_offset = 1 from kafka_offsets")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not first.herd.idle:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert await first.stored(0) == 0

@@ -34,7 +34,7 @@ from tests.topology import run_topology
 from tidemark.main import main
 
 TOPIC = "transactions-processed"
-_SECONDS = 60.0
+_SECONDS = 120.0
 
 
 @pytest.fixture

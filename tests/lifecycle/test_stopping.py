@@ -41,7 +41,7 @@ async def test_workers_end_while_a_server_is_away(caplog: pytest.LogCaptureFixtu
         try:
             async with flowing(topology, seed=5) as flow:
                 for name, (away, back) in faults(cluster).items():
-                    await until(lambda: all_ready(stack), f"everything ready before: {name}", 90)
+                    await until(lambda: all_ready(stack), f"everything ready before: {name}")
                     before = {role: stack.workers[role].pid for role in ROLES}
                     away()
                     for pid in before.values():
@@ -49,7 +49,7 @@ async def test_workers_end_while_a_server_is_away(caplog: pytest.LogCaptureFixtu
                         os.kill(pid, signal.SIGTERM)
                     await until(lambda before=before: ended(stack, before), name)
                     back()
-                await until(lambda: all_ready(stack), "everything ready in the end", 90)
+                await until(lambda: all_ready(stack), "everything ready in the end")
             await books_are_right(topology, flow)
         finally:
             await pool.close()

@@ -19,12 +19,14 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+from confluent_kafka import ConsumerGroupState
+from confluent_kafka.admin import AdminClient
 
 from deploy.local.postgres import PostgresServer
 from deploy.local.stack import Stack
 from sinks.database import connect_pool
 from streams.settings import load_named
-from tests.topology import Topology
+from tests.topology import Topology, until
 
 SECURITIES = [f"S{number:03}" for number in range(990)] + [
     "a/b", "a%2Fb", "ünïcødé", "日本", "with space", "q?x=1", "#frag", "..", "a&b;c", "emoji 🌊",
@@ -188,7 +190,7 @@ async def test_every_worker_is_right_about_every_security_while_workers_come_go_
             found.signal("second", signal.SIGKILL)  # its supervisor starts it again
             await _changed(found, "second")
             found.signal("first", signal.SIGSTOP)  # a zombie: past its session, then awake
-            await asyncio.sleep(9)
+            await until(lambda: has_members(found, 2), "the zombie out of its group")
             found.signal("first", signal.SIGCONT)
             await _changed(found, "first")
             await found.workers["third"].stop()
@@ -215,6 +217,15 @@ async def test_the_questions_notice_when_the_guard_is_off(
                     number += 1
                     await found.join(f"joined {number}")
         print(found.wrong[:3])
+
+
+async def has_members(found: Group, count: int) -> bool:
+    """Whether the broker knows so many workers of the group, and none is joining or leaving."""
+    settings = found.workers["first"].settings
+    group = settings.group("triggers")
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    described: Any = await asyncio.to_thread(admin.describe_consumer_groups([group])[group].result, 30)
+    return described.state == ConsumerGroupState.STABLE and len(described.members) == count
 
 
 async def _changed(found: Group, name: str) -> None:
