@@ -18,7 +18,7 @@ import pytest
 
 from deploy.local import ports
 
-_FIRST, _SIZE, _BLOCKS = 15_000, 1_000, 17
+_FIRST, _SIZE, _BLOCKS = 15_000, 400, 40
 
 
 @contextmanager

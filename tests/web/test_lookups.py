@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import pytest
 from confluent_kafka import ConsumerGroupState
 from confluent_kafka.admin import AdminClient
 
@@ -205,13 +206,14 @@ async def test_every_worker_is_right_about_every_security_while_workers_come_go_
         assert holders == {found.url(name) for name in found.workers}  # each must ask others for some
 
 
+@pytest.mark.timeout(600)
 async def test_the_questions_notice_when_the_guard_is_off(
     kafka: str, postgres: PostgresServer, empty_database: str, folder: Path
 ) -> None:
     program = (sys.executable, "-m", "tests.web.unguarded")
     async with group(kafka, empty_database, folder, program) as found:
         async with found.asked():
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(240):  # one worker that joins is enough, mostly
                 number = 0
                 while not found.wrong:
                     number += 1
