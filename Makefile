@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-bench/.installed
 
-.PHONY: setup demo test chaos peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
+.PHONY: setup demo test unit chaos peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -20,9 +20,12 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup  ## a late price and a back-dated trade corrected before your eyes; KEEP=1 leaves the stack up
 	$(BIN)/tidemark demo $(if $(KEEP),--keep)
 
-test: setup lint types layers  ## lint, types, layers and all tests
+test: setup lint types layers  ## lint, types, layers and all tests, in PROCESSES=2 with servers of their own
 	tests/web/install-packages.sh
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(or $(PROCESSES),2) --dist loadgroup --no-loadscope-reorder
+
+unit: setup  ## the tests that need no server, in a minute; or one: TEST=tests/unit/test_window.py
+	$(BIN)/pytest $(or $(TEST),-m quick)
 
 chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run after another; or SEEDS=1-20 TABLE=file.json
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) \

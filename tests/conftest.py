@@ -1,4 +1,7 @@
-"""One embedded Postgres and, where a test asks for it, one embedded Kafka per run; each test has its own database."""
+"""One embedded Postgres and, where a test asks for it, one embedded Kafka per process; each test has its own database.
+
+`make test` runs several processes. What the tests of a folder or a module share is made once: they stay together.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,60 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from deploy.local.kafka import KafkaServer
 from deploy.local.ports import Ports
 from deploy.local.postgres import PostgresServer
-from sinks.database import Pool, connect_pool, migrate
+from sinks.database import Pool, connect, connect_pool, migrate
+from tests.ports import block_of_ports
 from tests.servers import serving
+
+_FIRST = ("chaos", "security", "web", "lifecycle")
+"""The longest tests, so that no process is left alone with one of them in the end."""
+_QUICK = ("simulation", "unit")
+"""What needs no server, and comes last."""
+_TEMPLATE = "migrated"
+
+settings.register_profile("standing", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("standing")  # how long an example takes says how busy the machine is, and nothing about us
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests, mark the quick ones, and keep together what shares a fixture that is dear to make."""
+    order = [*_FIRST, "", *_QUICK]
+    items.sort(key=lambda item: order.index(folder if (folder := _folder(item)) in order else ""))
+    for item in items:
+        if _folder(item) in _QUICK:
+            item.add_marker(pytest.mark.quick)
+        if shared := _shared(item):
+            item.add_marker(pytest.mark.xdist_group(shared))
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def _shared(item: pytest.Item) -> str:
+    """The folder or module that has made a fixture of this test for others too; the run's own each process has."""
+    definitions = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+    made_by = [each.baseid for of_name in definitions for each in of_name if each.scope != "function"]
+    return min((base for base in made_by if base not in ("", "tests")), key=len, default="")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ports() -> Iterator[None]:
+    with block_of_ports():
+        yield
 
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
-    """Where the run's servers live."""
+    """Where the process's servers live."""
     path = Path(tempfile.mkdtemp(prefix="tidemark-test-"))
     path.chmod(0o711)  # started by root, Postgres runs as a user of its own
     yield path
@@ -28,30 +71,33 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 async def postgres(folder: Path) -> AsyncIterator[PostgresServer]:
-    """The run's Postgres."""
-    server = PostgresServer(folder / "postgres", folder / "postgres.log", Ports(folder / "ports.json"))
+    """The process's Postgres. It never loses power, so it need not wait for the disk."""
+    ports = Ports(folder / "ports.json")
+    server = PostgresServer(folder / "postgres", folder / "postgres.log", ports, {"fsync": "off"})
     async with serving("postgres", server):
         yield server
 
 
 @pytest.fixture(scope="session")
 async def kafka(folder: Path) -> AsyncIterator[str]:
-    """The address of the run's Kafka, kafka://host:port."""
+    """The address of the process's Kafka, kafka://host:port."""
     server = KafkaServer(folder / "kafka", folder / "kafka.log", Ports(folder / "ports.json"))
     async with serving("kafka", server):
         yield server.url
 
 
+@pytest.fixture(scope="session")
+async def migrated(postgres: PostgresServer) -> str:
+    """The name of a database with the schema and nothing in it, to be copied."""
+    await migrate(await postgres.create_database(_TEMPLATE))
+    return _TEMPLATE
+
+
 @pytest.fixture
-async def database(postgres: PostgresServer) -> AsyncIterator[str]:
-    """The address of a fresh, migrated database, dropped afterwards."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    dsn = await postgres.create_database(name)
-    try:
-        await migrate(dsn)
+async def database(postgres: PostgresServer, migrated: str) -> AsyncIterator[str]:
+    """The address of a fresh database with the schema, dropped afterwards."""
+    async with _fresh(postgres, f"template {migrated}") as dsn:
         yield dsn
-    finally:
-        await postgres.drop_database(name)
 
 
 @pytest.fixture
@@ -64,6 +110,19 @@ async def pool(database: str) -> AsyncIterator[Pool]:
 @pytest.fixture
 async def empty_database(postgres: PostgresServer) -> AsyncIterator[str]:
     """The address of a fresh database without a schema, dropped afterwards."""
+    async with _fresh(postgres) as dsn:
+        yield dsn
+
+
+@asynccontextmanager
+async def _fresh(postgres: PostgresServer, options: str = "") -> AsyncIterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
-    yield await postgres.create_database(name)
-    await postgres.drop_database(name)
+    server = await connect(postgres.url("postgres"))
+    try:
+        await server.execute(f"create database {name} {options}")
+    finally:
+        await server.close()
+    try:
+        yield postgres.url(name)
+    finally:
+        await postgres.drop_database(name)

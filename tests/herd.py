@@ -168,11 +168,14 @@ async def herd_worker(
         await pool.close()
 
 
-async def until(pool: asyncpg.Pool, query: str, *arguments: object, seconds: float = 60) -> None:
-    """Wait for the query to say true."""
-    async with asyncio.timeout(seconds):
-        while not await pool.fetchval(query, *arguments):  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+async def until(pool: asyncpg.Pool, query: str, *arguments: object, seconds: float = 120) -> None:
+    """Wait for the query to say true; fails with the query."""
+    try:
+        async with asyncio.timeout(seconds):
+            while not await pool.fetchval(query, *arguments):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"not after {seconds:.0f} s: {query}") from None
 
 
 ALL_ENDED = "select not exists (select from reprocessing_jobs where status in ('PENDING', 'PROCESSING'))"

@@ -10,7 +10,7 @@ from deploy.local.ports import LOOPBACK, http_status
 from streams.app import free_port
 from streams.settings import Settings
 
-_LONGEST_SECONDS = 60
+_LONGEST_SECONDS = 120
 
 
 async def refused(settings: Settings, role: str, folder: Path) -> str:

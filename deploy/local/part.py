@@ -42,10 +42,17 @@ class Part:
         self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._hold = 0.0
+        self._let_go = asyncio.Event()
 
     def hold(self, seconds: float) -> None:
-        """Start it again no sooner than so long after its next exit."""
+        """Start it again no sooner than so long after its next exit, or when it is let go."""
         self._hold = seconds
+        self._let_go.clear()
+
+    def let_go(self) -> None:
+        """End the hold, and what is left of the present wait."""
+        self._hold = 0.0
+        self._let_go.set()
 
     @property
     def pid(self) -> int | None:
@@ -105,8 +112,11 @@ class Part:
                 raise StackError(f"{self.name} ends as soon as it is started{self._blame()}")
             if time.monotonic() - started > _STEADY_SECONDS:
                 backoff = _FIRST_BACKOFF
-            await asyncio.sleep(max(backoff, self._hold))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(backoff, self._hold)):
+                    await self._let_go.wait()
             self._hold = 0.0
+            self._let_go.clear()
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
     async def _live(self, process: subprocess.Popen[bytes], log: Path) -> bool:

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,16 @@ _OPTIONS = {
 
 
 class PostgresServer:
-    """A database server with its data and its password in `folder`; both survive restarts."""
+    """A database server with its data and its password in `folder`; both survive restarts.
 
-    def __init__(self, folder: Path, log: Path, ports: Ports) -> None:
+    options: further settings of the server, which win over ours.
+    """
+
+    def __init__(self, folder: Path, log: Path, ports: Ports, options: Mapping[str, str] | None = None) -> None:
         self._folder = folder
         self._log = log
         self._ports = ports
+        self._options = options or {}
         self._port = 0
         self._password = ""
         self._user: str | None = None
@@ -69,7 +74,7 @@ class PostgresServer:
         """The command that starts the server, on a port that is free now unless the address is already in use."""
         if not self.published:
             self._port = self._ports.choose("postgres")
-        options = {**_OPTIONS, "port": str(self._port)}
+        options = {**_OPTIONS, **self._options, "port": str(self._port)}
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         return self._command(str(programs() / "postgres"), "-D", str(self._folder / "data"), *settings)
 

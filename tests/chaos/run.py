@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from tidemark.oracle.fold import Inputs
 
 _SESSION_SECONDS = 10.0
 _BACKLOG_SECONDS = 120.0
+_STANDSTILL_SECONDS = 5.0
 _RECOVERY_SECONDS = 60.0
 _HEAL_SECONDS = 420.0
 _OUTPUTS = (topics.TRIGGERS, topics.STATUS, topics.PROCESSED, topics.VALUATIONS, topics.DEAD_LETTERS)
@@ -152,8 +153,7 @@ class Chaos:
         names = list(plan.script) or faults.choose(seed, plan.faults)
         for number, name in enumerate(names, 1):
             chance = random.Random(f"fault {seed} {number}")
-            self._sender.release(number / len(names))
-            lags = await self._backlog(plan.backlog, 3 * plan.per_topic * 3 // (2 * len(names)))
+            lags = await self._backlog(number / len(names), plan.backlog, 3 * plan.per_topic * 3 // (2 * len(names)))
             self._say(f"seed {seed}, {time.monotonic() - self._started:5.1f} s: {name} at a lag of {lags.total():,}")
             await self._one(name, lags, chance, plan.at_once)
             await asyncio.sleep(chance.uniform(0, 1))
@@ -177,16 +177,45 @@ class Chaos:
         took = "" if injected.recovered_in is None else f", recovered in {injected.recovered_in:.1f} s"
         self._say(f"    {injected.what}{took}")
 
-    async def _backlog(self, least: int, most: int) -> Counter[Partition]:
-        """Until so many records wait, by partition: enough to meet, and no more than one and a half shares of the
-        load, so that the faults are spread over all of it."""
-        deadline = time.monotonic() + _BACKLOG_SECONDS
+    async def _backlog(self, share: float, least: int, most: int) -> Counter[Partition]:
+        """Let the next share of the load loose; returns, by partition, what waits once it is enough to meet.
+
+        No offset moves meanwhile, so that the workers cannot be faster. Before, no more than one and a half shares may
+        wait, so that the faults are spread over the load.
+        """
+        await self._lag(0, most, _BACKLOG_SECONDS)
+        async with self._standstill():
+            self._sender.release(share)
+            lags = await self._lag(least, 10 * most, _STANDSTILL_SECONDS)
+        if lags.total() >= least:
+            return lags
+        return await self._lag(least, most, _BACKLOG_SECONDS)  # Postgres or the broker is away
+
+    async def _lag(self, least: int, most: int, seconds: float) -> Counter[Partition]:
+        """What waits, once it is between these, or when the time is up."""
+        deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(OSError, TimeoutError):
                 lags = _lags(self._sender.ends, await self._offsets())
-                if least <= lags.total() <= most or self._sender.done or time.monotonic() > deadline:
+                if least <= lags.total() <= most or time.monotonic() > deadline:
                     return lags
             await asyncio.sleep(0.02)
+
+    @contextlib.asynccontextmanager
+    async def _standstill(self) -> AsyncIterator[None]:
+        """As long as it lasts no worker commits an offset, where Postgres is there."""
+        connection = None
+        try:
+            connection = await connect(self._dsn)
+            await connection.execute("begin; set local lock_timeout = '2s'; lock table kafka_offsets in exclusive mode")
+        except Exception as error:
+            if not is_transient(error):
+                raise
+        try:
+            yield
+        finally:
+            if connection:
+                connection.terminate()
 
     async def _recovered(self, at: float, before: Counter[Partition], lags: Counter[Partition]) -> float | None:
         """Seconds until every partition that had a lag has moved on; None when that takes too long to wait for."""

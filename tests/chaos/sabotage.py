@@ -86,6 +86,18 @@ def ack_first() -> None:
     write_behind.WriteBehind.events = events
 
 
+def tells_commits() -> None:
+    """No protection removed: the worker says in its log when it has committed what is acknowledged to Kafka."""
+    whole = transport.BatchConsumer.force_commit
+
+    async def force_commit(self, *arguments, **named):
+        did = await whole(self, *arguments, **named)
+        print("has committed", flush=True)
+        return did
+
+    transport.BatchConsumer.force_commit = force_commit
+
+
 def one_by_one() -> None:
     """No protection removed: triggers are taken one by one, as Faust does; for comparison."""
     write_behind._MOST = 1
@@ -112,16 +124,50 @@ def bug_in_decoder() -> None:
     records.decode_price = decode_price
 
 
-def slow_seek() -> None:
-    """No protection removed: after the seek it takes a moment until the flow goes on."""
-    whole = transport.BatchConsumer.perform_seek
+def busy_seek() -> None:
+    """No protection removed: a seek ends once records wait in a queue, or once the fetcher is seen to stand still.
+
+    Whether the records survive is what follows from the flow, and not from which task is the faster. The agent has at
+    most one of them in hand meanwhile.
+    """
+    seek, rounds = transport.BatchConsumer.perform_seek, transport.BatchConsumer._wait_next_records
+    resume, events = transport.BatchConsumer.resume_flow, write_behind.WriteBehind.events
+    flowing, queues = asyncio.Event(), []
+    flowing.set()
+
+    def records_wait():
+        return any(queue.qsize() > 1 for queue in queues)
 
     async def perform_seek(self):
-        await whole(self)
-        if not transport._inside_fetcher.get():
-            await asyncio.sleep(0.5)
+        if transport._inside_fetcher.get():
+            return await seek(self)
+        flowing.clear()
+        await seek(self)
+        while self.app._fetcher.started and not (self.stands_still or records_wait()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
+    async def wait_next_records(self, timeout):
+        self.stands_still = not self.flow_active
+        try:
+            return await rounds(self, timeout)
+        finally:
+            self.stands_still = False
+
+    def resume_flow(self):
+        resume(self)
+        flowing.set()
+
+    async def held_events(self):
+        queues.append(self._waiting)
+        async for event in events(self):
+            await flowing.wait()
+            yield event
+
+    transport.BatchConsumer.stands_still = False
     transport.BatchConsumer.perform_seek = perform_seek
+    transport.BatchConsumer._wait_next_records = wait_next_records
+    transport.BatchConsumer.resume_flow = resume_flow
+    write_behind.WriteBehind.events = held_events
 
 
 def lose_fetches() -> None:
@@ -171,20 +217,45 @@ def slow_restore() -> None:
     """No protection removed: a restore takes longer than Faust gives it, and than a member may leave off polling."""
     settings, whole = streams.app._faust_settings, table_recovery._Recovery._apply
     table_recovery._FETCH_BYTES = 1
-    ends = time.monotonic() + 20  # of which the start takes some
+    began: list[float] = []
 
     def faust_settings(role, named, access):
         limits = {"broker_request_timeout": named.session_timeout_seconds, "broker_max_poll_interval": 2.0}
         return {**settings(role, named, access), **limits}
 
     def apply(self, tp, records):
-        if time.monotonic() < ends:
+        began.append(time.monotonic())
+        if began[-1] < began[0] + 1.5 * self.app.settings.session_timeout_seconds:
             time.sleep(0.5)
         whole(self, tp, records)
 
     streams.app._faust_settings = faust_settings
     table_recovery._SAY_SECONDS = 1.0
     table_recovery._Recovery._apply = apply
+
+
+def halted_restore() -> None:
+    """No protection removed: the first restore gets some records, and no more as long as its group does not change."""
+    whole, recoveries = table_recovery._Recovery._read_ahead, []
+    table_recovery._FETCH_BYTES = 1
+    table_recovery._SAY_SECONDS = 1.0
+
+    class Halting(AIOKafkaConsumer):
+        fetches = 0
+
+        async def getmany(self, *partitions, timeout_ms):
+            if len(recoveries) == 1 and self.fetches == 4:
+                await asyncio.sleep(timeout_ms / 1000)
+                return {}
+            self.fetches += 1
+            return await super().getmany(*partitions, timeout_ms=timeout_ms)
+
+    async def read_ahead(self, *arguments):
+        recoveries.append(self)
+        await whole(self, *arguments)
+
+    table_recovery.AIOKafkaConsumer = Halting
+    table_recovery._Recovery._read_ahead = read_ahead
 
 
 def busy_copies() -> None:
@@ -213,8 +284,9 @@ def cancelled_below() -> None:
 SABOTAGES: dict[str, Callable[[], None]] = {
     change.__name__: change
     for change in (
-        no_fence, offset_first, no_stop_flow, deaf, gated, ack_first, one_by_one, open_runs, bug_in_decoder, slow_seek,
-        lose_fetches, no_chunks, dies_restoring, slow_restore, busy_copies, cancelled_below,
+        no_fence, offset_first, no_stop_flow, deaf, gated, ack_first, tells_commits, one_by_one, open_runs,
+        bug_in_decoder, busy_seek, lose_fetches, no_chunks, dies_restoring, slow_restore, halted_restore, busy_copies,
+        cancelled_below,
     )
 }  # fmt: skip
 

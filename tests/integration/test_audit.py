@@ -343,7 +343,7 @@ async def test_the_worker_counts_and_logs_what_its_auditor_finds(
     before = metrics.AUDIT_DIFFERENCES._value.get()
     auditing = asyncio.create_task(audit_continuously(settings, lambda: False))
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while await engine.pool.fetchval("select full_pass_at from audit_progress") is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             while metrics.AUDIT_DIFFERENCES._value.get() < before + 5:  # noqa: ASYNC110
@@ -353,7 +353,7 @@ async def test_the_worker_counts_and_logs_what_its_auditor_finds(
         await asyncio.gather(auditing, return_exceptions=True)
     assert metrics.AUDIT_DIFFERENCES._value.get() == before + 5
     assert "portfolio P1, security A, snapshot 2025-01-08: is missing" in caplog.text
-    async with asyncio.timeout(30):  # its process is gone, and its leadership with it
+    async with asyncio.timeout(120):  # its process is gone, and its leadership with it
         while True:
             async with audit_progress.leadership(database) as progress:
                 if progress:

@@ -183,7 +183,7 @@ async def test_a_date_closed_late_reaches_a_key_that_is_just_being_created(engin
 async def _waits_for_a_lock(database: str) -> None:
     observer = await connect(database)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not await observer.fetchval("select count(*) from pg_locks where not granted"):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     finally:

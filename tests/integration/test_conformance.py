@@ -144,7 +144,7 @@ async def rows(request: pytest.FixtureRequest, database: str) -> AsyncIterator[_
 
 
 async def _until_one_waits(rows: _Real | _Model) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not await rows.waits():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 

@@ -61,7 +61,7 @@ async def newest_job(herd: Topology, security: str, wanted: Callable[[dict[str, 
     """The security's newest job, once it is as wanted."""
     seen: Any = None
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while True:
                 found = await command(herd, "jobs", "list", "--security", security, "--limit", "1")
                 seen = found[0] if found else None
@@ -143,7 +143,7 @@ async def test_an_operator_corrects_anew(herd: Topology) -> None:
 
 
 async def _released(web: aiohttp.ClientSession, url: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while True:
             async with web.get(url) as response:
                 if response.status == 404:

@@ -8,7 +8,7 @@ from tests.topology import run_topology
 
 
 async def test_a_worker_fenced_by_a_late_claim_starts_anew(kafka: str, empty_database: str, folder: Path) -> None:
-    async with run_topology(kafka, empty_database, folder, session_timeout_seconds=1.5) as topology:
+    async with run_topology(kafka, empty_database, folder, ["intake"], session_timeout_seconds=5) as topology:
         dates = [("business-dates", {"business_date": f"2025-01-{day:02}"}) for day in (1, 2, 3)]
         await topology.send(dates[:1])
         await topology.settle()

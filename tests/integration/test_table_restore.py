@@ -152,7 +152,7 @@ async def abandoned(starting: asyncio.Task[None]) -> None:
 async def test_a_worker_that_joins_does_not_wait_for_a_restore(kafka: str, empty_database: str, folder: Path) -> None:
     settings = settings_for(kafka, empty_database, folder)
     held = await fill(settings)
-    stack = stack_with(settings, "slow_restore")
+    stack = stack_with(settings, "halted_restore")
     joining = stack_with(settings.model_copy(update={"data_dir": settings.data_dir / "joining"}))
     starting = await amid_a_restore(stack)
     try:
@@ -172,7 +172,7 @@ async def test_a_worker_that_joins_does_not_wait_for_a_restore(kafka: str, empty
 async def test_a_worker_stops_amid_a_restore(kafka: str, empty_database: str, folder: Path) -> None:
     settings = settings_for(kafka, empty_database, folder)
     await fill(settings)
-    stack = stack_with(settings, "slow_restore")
+    stack = stack_with(settings, "halted_restore")
     starting = await amid_a_restore(stack)
     try:
         worker = stack.workers["triggers"]

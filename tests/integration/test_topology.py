@@ -199,7 +199,7 @@ async def _all_in_flight(web: aiohttp.ClientSession, url: str, securities: set[s
     """Until just these are in flight: a worker that joins first gets its partitions."""
     seen: Any = None
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while seen != securities:
                 await asyncio.sleep(0.1)
                 async with web.get(f"{url}/api/triggers") as response:

@@ -71,7 +71,7 @@ async def worker_that_ends(settings: Settings, program: Sequence[str] = ("-m", "
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), 90)
+        output, _ = await asyncio.wait_for(process.communicate(), 180)
     finally:
         with suppress(ProcessLookupError):
             process.kill()

@@ -11,7 +11,7 @@ from tests.lifecycle.load import books_are_right, flowing
 from tests.topology import Topology, run_topology, until
 
 _ROUNDS = 3
-_SESSION_SECONDS = 6
+_SESSION_SECONDS = 60  # longer than a restart takes, however busy the machine is
 
 
 async def claims(topology: Topology) -> dict[tuple[str, str, int], int]:
@@ -36,7 +36,7 @@ async def test_rolling_restarts_under_load(kafka: str, empty_database: str, fold
                     await restart(topology, role, restarted)
         await books_are_right(topology, flow)
         print({role: round(gap, 1) for role, gap in flow.gaps.items()}, len(flow.sent))
-        assert max(flow.gaps.values()) < _SESSION_SECONDS + 5
+        assert max(flow.gaps.values()) < _SESSION_SECONDS, "somebody waited for the end of a session"
         after = await claims(topology)
         # A restart is one claim; were the group to rebalance once more, there would be another.
         assert {after[partition] - before[partition] for partition in before} <= {_ROUNDS}
@@ -53,6 +53,6 @@ async def restart(topology: Topology, role: str, number: int) -> None:
     async def again() -> bool:
         return worker.restarts == number and worker.ready
 
-    await until(again, f"{role}, started again", 60)
+    await until(again, f"{role}, started again")
     log = (topology.settings.data_dir / "logs" / f"{role}.log").read_text()
     assert worker.last_exit == 0, log[-2000:]

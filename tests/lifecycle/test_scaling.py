@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from deploy.local.stack import Stack
 from tests.lifecycle.load import all_ready, books_are_right, flowing
-from tests.topology import run_topology, until
+from tests.topology import Topology, run_topology, until
 
 _ROLES = ("intake", "triggers", "books")
+_READ = "select topic, partition, next_offset from kafka_offsets where topic like any('{%-prices,%-transactions}')"
 _MEMBERS = "select count(*) from workers where role = any($1::text[]) and missing is null"
+
+
+async def offsets(topology: Topology) -> dict[tuple[str, int], int]:
+    """How far the partitions of the topics with many records have been read."""
+    rows = await topology.pool.fetch(_READ)
+    return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
 
 async def test_from_one_to_three_and_back(kafka: str, empty_database: str, folder: Path) -> None:
@@ -30,8 +36,13 @@ async def test_from_one_to_three_and_back(kafka: str, empty_database: str, folde
             async def three() -> bool:
                 return await topology.pool.fetchval(_MEMBERS, list(_ROLES)) == 3 * len(_ROLES)
 
-            await until(three, "three workers of each role", 60)
-            await asyncio.sleep(5)  # a while of work for all of them
+            await until(three, "three workers of each role")
+            before = await offsets(topology)
+
+            async def all_moved_on() -> bool:
+                return all(offset > before[place] for place, offset in (await offsets(topology)).items())
+
+            await until(all_moved_on, "work for all of them")
             await more.aclose()
-            await until(lambda: all_ready(topology.stack), "the first ones, alone again", 60)
+            await until(lambda: all_ready(topology.stack), "the first ones, alone again")
         await books_are_right(topology, flow)

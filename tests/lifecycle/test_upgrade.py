@@ -53,7 +53,7 @@ async def test_workers_of_the_version_before_work_on_this_schema(
             async def again() -> bool:
                 return worker.restarts == 1 and worker.ready
 
-            await until(again, "an old worker, started again on the new schema", 60)
+            await until(again, "an old worker, started again on the new schema")
         await books_are_right(before, flow)
         await old.stop()
         new = Stack(settings)

@@ -31,7 +31,7 @@ async def prefix(secure: SecureKafka) -> str:
         except TopicError:
             return False
 
-    await until(made, "topics", 20)
+    await until(made, "topics")
     return found
 
 
@@ -62,7 +62,7 @@ async def test_a_role_is_refused_with_any_one_permission_less(secure: SecureKafk
     assert nothing is not None
     assert all(spoken(each) in nothing for each in needed)
     secure.grant(user, needed)
-    await until(says(settings, role, None), "leave to start", 10)
+    await until(says(settings, role, None), "leave to start")
     for each in needed:
         secure.revoke(user, [each])
 
@@ -71,9 +71,9 @@ async def test_a_role_is_refused_with_any_one_permission_less(secure: SecureKafk
             found = line.removeprefix(f"Kafka user {user} may not ").partition(": ")[0].split(", ")
             return spoken(each) in found and all(one.endswith(f" {each.name}") for one in found)
 
-        await until(named, f"a refusal that names {each}", 10)
+        await until(named, f"a refusal that names {each}")
         secure.grant(user, [each])
-        await until(says(settings, role, None), "leave to start", 10)
+        await until(says(settings, role, None), "leave to start")
 
 
 def spoken(permission: Permission) -> str:

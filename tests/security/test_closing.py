@@ -17,7 +17,7 @@ from tests.security.test_acls import prefix as prefix
 async def test_a_client_that_waits_for_records_closes_at_once(secure: SecureKafka, prefix: str) -> None:
     settings = secure.settings("admin", sasl_username="admin", topic_prefix=prefix)
     took = await asyncio.to_thread(in_a_loop_of_a_worker, settings)
-    assert took < 10  # uvloop by itself: 30 s
+    assert took < 25  # uvloop by itself: 30 s
 
 
 def in_a_loop_of_a_worker(settings: Settings) -> float:

@@ -39,7 +39,7 @@ from tests.security.test_acls import says
 from tests.topology import until
 from tidemark.demo import make_plan, play
 
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 _TOKEN = "a token for tests"
 
 
@@ -90,7 +90,7 @@ async def installation(
             }
         )
         secure.grant(f"tidemark-{role}", permissions.needed(settings, role))
-        await until(says(settings, role, None), "leave to start", 10)
+        await until(says(settings, role, None), "leave to start")
         log = tmp_path / f"{role}.log"
         workers.append(Part(role, partial(launch, role, settings, log), partial(answers, port), lambda: None))
     refused = len(secure.denials())
@@ -151,7 +151,7 @@ async def test_the_demo_runs_with_least_privileges(
                 """
             )
 
-        await until(done, "corrections and the outbox", 60)
+        await until(done, "corrections and the outbox")
         books = await connect(as_user(settings.dsn, "test_books"))  # what its worker does once a minute
         assert await retention.purge_history(books, timedelta(0)) > 0
         assert await retention.purge_jobs(books, timedelta(0)) > 0
@@ -169,7 +169,7 @@ async def refuse_and_send_again(installation: Installation, connection: Connecti
     async def buried() -> bool:
         return bool(await installation.get("/api/dead-letters"))
 
-    await until(buried, "a dead letter", 30)
+    await until(buried, "a dead letter")
     (letter,) = await installation.get("/api/dead-letters")
     repaired = json.dumps({"security_id": "REPAIRED", "price_date": "2099-01-01", "price": 1})
     path = f"/api/dead-letters/{letter['partition']}/{letter['offset']}/resubmit"
@@ -178,7 +178,7 @@ async def refuse_and_send_again(installation: Installation, connection: Connecti
     async def stored() -> bool:
         return await connection.fetchval("select exists (select from market_prices where security_id = 'REPAIRED')")
 
-    await until(stored, "the repaired record", 30)
+    await until(stored, "the repaired record")
 
 
 async def steer(installation: Installation, price: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ async def steer(installation: Installation, price: Mapping[str, Any]) -> None:
     async def held() -> bool:
         return bool(await pending())
 
-    await until(held, "a job", 30)
+    await until(held, "a job")
     (job,) = await pending()
     for action, arguments in (("prioritise", {"priority": 1}), ("cancel", {}), ("requeue", {})):
         await installation.post(f"/api/jobs/{job['job_id']}/{action}", arguments)

@@ -72,7 +72,7 @@ async def test_every_way_to_say_who_one_is(secure: SecureKafka, prefix: str, tok
     secure.grant("tidemark-resets", permissions.needed(first, "resets"))
     for way, changes in ways.items():
         settings = secure.settings("resets", topic_prefix=prefix, **changes)
-        await until(says(settings, "resets", None), way, 10)
+        await until(says(settings, "resets", None), way)
 
 
 async def test_a_client_secret_that_is_wrong_is_told(secure: SecureKafka, token_url: str, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ async def test_one_worker_exports_each_series_and_another_takes_over(world: Worl
 async def _until_observed(stack: Stack, roles: list[str]) -> str:
     """The role whose worker exports the lag of every partition; each series may come from one worker only."""
     expected = sum(2 * len(names) for names in topics_by_group(stack.settings).values())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while True:
             samples = {role: await exported(stack, role) for role in roles}
             lags = {

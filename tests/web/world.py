@@ -42,7 +42,7 @@ def ledger_of(portfolio: str, security: str) -> list[Sequence[Event]]:
     ]
 
 
-async def until(look: Callable[[], Awaitable[Any]], what: str, seconds: float = 60) -> Any:
+async def until(look: Callable[[], Awaitable[Any]], what: str, seconds: float = 120) -> Any:
     """The first look that finds something."""
     try:
         async with asyncio.timeout(seconds):
