@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
+from sinks import session
+
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
@@ -66,13 +68,13 @@ class DatabaseError(Exception):
 def is_transient(error: BaseException) -> bool:
     """Whether the same statement may succeed later without anyone changing it."""
     if isinstance(error, asyncpg.InterfaceError):  # the client's side of a lost connection, or a bug of ours
-        return "clos" in str(error)
-    return isinstance(error, TRANSIENT)
+        return "clos" in str(error) or "released back" in str(error)
+    return isinstance(error, TRANSIENT) and not isinstance(error, asyncpg.ProtocolViolationError)
 
 
 async def connect(dsn: str) -> Connection:
-    """One connection with Tidemark's session settings."""
-    return await asyncpg.connect(dsn, server_settings=_SERVER_SETTINGS, timeout=10)
+    """One connection with Tidemark's session settings; it is given up when it is not answered (`sinks.session`)."""
+    return await session.connect(dsn, server_settings=_SERVER_SETTINGS)
 
 
 @asynccontextmanager
@@ -83,7 +85,7 @@ async def leadership(dsn: str, lock: int) -> AsyncIterator[Connection | None]:
         leads = await connection.fetchval("select pg_try_advisory_lock($1)", lock)
         yield connection if leads else None
     finally:
-        connection.terminate() if connection.is_closed() else await connection.close(timeout=5)
+        await connection.close()
 
 
 @asynccontextmanager
@@ -116,8 +118,8 @@ async def connect_pool(dsn: str, *, size: int = 4, name: str = "tidemark") -> Po
         min_size=0,
         max_size=size,
         server_settings={**_POOL_SETTINGS, "application_name": name},
-        timeout=10,
-        command_timeout=None,
+        connect=session.connect,
+        connection_class=session.Session,
         setup=_refuse_read_only,
         reset=_keep,
     )
@@ -127,6 +129,7 @@ async def _refuse_read_only(connection: Any) -> None:
     """Called at each acquire; what it looks at the server has reported by itself. An error closes the session."""
     reported = connection.get_settings()
     if "on" in (getattr(reported, "in_hot_standby", "off"), getattr(reported, "default_transaction_read_only", "off")):
+        connection.terminate()  # asyncpg would end it in order, and wait for that
         raise asyncpg.ReadOnlySQLTransactionError("the session cannot write: a failover left us on a replica")
 
 
