@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-bench/.installed
+OLDEST ?= /usr/lib/postgresql/15/bin
 
-.PHONY: setup demo test chaos peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
+.PHONY: setup demo test oldest-postgres chaos peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -22,7 +23,17 @@ demo: setup  ## a late price and a back-dated trade corrected before your eyes; 
 
 test: setup lint types layers  ## lint, types, layers and all tests
 	tests/web/install-packages.sh
+	tests/install-postgres.sh
 	$(BIN)/pytest
+	$(MAKE) oldest-postgres TESTS="$(TELLING)"
+
+# What the versions differ in: statements, plans, locks. The whole of it is `make oldest-postgres`.
+TELLING := $(addprefix tests/integration/test_,migrations.py prices_sql.py herd_sql.py books_sql.py offsets.py)
+
+oldest-postgres: setup  ## every test that needs only Postgres, on Debian's version 15; TESTS="...": some of them
+	tests/install-postgres.sh
+	@if [ -x $(OLDEST)/postgres ]; then TIDEMARK_TEST_POSTGRES_BIN=$(OLDEST) $(BIN)/pytest $(or $(TESTS),tests/integration); \
+	else echo "SKIPPED: no Postgres 15 in $(OLDEST), nothing was run on it"; fi
 
 chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run after another; or SEEDS=1-20 TABLE=file.json
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) \

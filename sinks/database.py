@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
-from sinks import session
+from sinks import server, session
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
@@ -61,6 +61,9 @@ TRANSIENT = (
 )
 
 
+_UNREACHABLE = (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
 class DatabaseError(Exception):
     """The database cannot be used; one line says why and what to do."""
 
@@ -103,8 +106,8 @@ async def open_connection(dsn: str) -> AsyncIterator[Connection]:
 async def _reach(dsn: str) -> Connection:
     try:
         return await connect(dsn)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
+    except _UNREACHABLE as error:
+        raise DatabaseError(server.explain(error)) from None
 
 
 async def connect_pool(dsn: str, *, size: int = 4, name: str = "tidemark") -> Pool:
@@ -150,10 +153,13 @@ def migrations() -> list[tuple[int, str, str]]:
 async def migrate(dsn: str) -> list[str]:
     """Create or upgrade the schema; returns the names applied now. Safe to run from many places at once.
 
-    Raises DatabaseError when an applied migration's text has changed or the database is newer than this program.
+    Raises DatabaseError when an applied migration's text has changed or the database is newer than this program, and
+    when the server is none that Tidemark runs on.
     """
     connection = await _reach(dsn)
     try:
+        if problem := await server.unfit(connection, SCHEMA):
+            raise DatabaseError(problem)
         async with connection.transaction():
             return await _migrate(connection)
     finally:
@@ -167,22 +173,35 @@ async def check_schema(dsn: str) -> None:
     side during an upgrade. A database that does not answer now is no error: workers wait for it.
     """
     try:
-        connection = await connect(dsn)
+        async with _checked(dsn) as connection:
+            rows: list[Any] = await connection.fetch("select version, name, expands from schema_migrations")
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
+        raise DatabaseError("the database has no schema of this program yet: run `tidemark migrate`") from error
     except Exception as error:
         if is_transient(error):
             return
-        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
-    try:
-        rows: list[Any] = await connection.fetch("select version, name, expands from schema_migrations")
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
-        raise DatabaseError("the database has no schema of this program yet: run `tidemark migrate`") from error
-    except asyncpg.PostgresError as error:
-        raise DatabaseError(f"the schema cannot be read: {error}") from error
-    finally:
-        await connection.close()
+        if isinstance(error, _UNREACHABLE):
+            raise DatabaseError(server.explain(error)) from None
+        raise
     if missing := [name for version, name, _ in migrations() if version not in {row["version"] for row in rows}]:
         raise DatabaseError(f"the database lacks migration {missing[0]}: run `tidemark migrate`")
     _refuse_if_newer(rows)
+
+
+@asynccontextmanager
+async def _checked(dsn: str) -> AsyncIterator[Connection]:
+    """A session with a server, by way of a pooler or not, that Tidemark can run on. Raises DatabaseError."""
+    connections: list[Connection] = []
+    try:
+        for _ in range(2):
+            connections.append(await connect(dsn))  # noqa: PERF401 - the first is closed where the second fails
+        problem = await server.unfit(connections[0], SCHEMA) or await server.unfit_pair(*connections)
+        if problem:
+            raise DatabaseError(problem)
+        yield connections[0]
+    finally:
+        for connection in connections:
+            await connection.close()
 
 
 def _refuse_if_newer(applied: Sequence[Any]) -> None:

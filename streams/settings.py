@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     shutdown_seconds: Annotated[float, Field(gt=0)] = Field(
         20, description="a worker that is told to stop abandons after so long what it still waits for"
     )
+    standstill_seconds: Annotated[float, Field(ge=10, le=86_400)] = Field(
+        180, description="/healthz says 503 when a loop of the worker has stood still for so long"
+    )
     repair_after_seconds: Annotated[float, Field(gt=0)] = Field(
         30, description="a correction without a live job for so long is issued again"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -16,6 +17,18 @@ from deploy.local.postgres import PostgresServer
 from sinks.database import Pool, connect_pool, migrate
 from tests.servers import serving
 
+_ANOTHER_POSTGRES = "TIDEMARK_TEST_POSTGRES_BIN"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On another Postgres than the embedded one: only what needs Postgres, and Postgres alone."""
+    if not os.environ.get(_ANOTHER_POSTGRES):
+        return
+    needed = [set(getattr(item, "fixturenames", ())) for item in items]
+    other = [item for item, names in zip(items, needed, strict=True) if "postgres" not in names or "kafka" in names]
+    config.hook.pytest_deselected(items=other)
+    items[:] = [item for item in items if item not in set(other)]
+
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
@@ -28,8 +41,9 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 async def postgres(folder: Path) -> AsyncIterator[PostgresServer]:
-    """The run's Postgres."""
-    server = PostgresServer(folder / "postgres", folder / "postgres.log", Ports(folder / "ports.json"))
+    """The run's Postgres: the embedded one, or that whose programs are in TIDEMARK_TEST_POSTGRES_BIN."""
+    bin_folder = Path(named) if (named := os.environ.get(_ANOTHER_POSTGRES)) else None
+    server = PostgresServer(folder / "postgres", folder / "postgres.log", Ports(folder / "ports.json"), bin_folder)
     async with serving("postgres", server):
         yield server
 

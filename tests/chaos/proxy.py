@@ -83,9 +83,9 @@ class Proxy:
         """Cut every connection there is."""
         self._loop.call_soon_threadsafe(lambda: [link.cut() for link in list(self._links)])
 
-    def silence_all(self) -> None:
-        """From now on nothing passes on any connection there is, for ever, and nobody is told."""
-        self._loop.call_soon_threadsafe(lambda: [setattr(link, "is_silent", True) for link in list(self._links)])
+    async def silence_all(self) -> int:
+        """From now on nothing passes on any connection there is, for ever, and nobody is told; returns how many."""
+        return await self._there(self._silence())
 
     async def _there(self, work):
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
@@ -93,6 +93,12 @@ class Proxy:
     async def _listen(self, port: int) -> int:
         self._server = await asyncio.start_server(self._serve, LOOPBACK, port)
         return self._server.sockets[0].getsockname()[1]
+
+    async def _silence(self) -> int:
+        speaking = [link for link in self._links if not link.is_silent]
+        for link in speaking:
+            link.is_silent = True
+        return len(speaking)
 
     async def _close(self) -> None:
         assert self._server

@@ -72,8 +72,10 @@ async def refuse(connection: Connection, record: Record, detail: str) -> None:
 
 
 async def in_time(work: Awaitable[T]) -> T:
-    async with asyncio.timeout(_GIVES_UP_SECONDS):
-        return await work
+    async with asyncio.timeout(_GIVES_UP_SECONDS) as limit:
+        done = await work
+    assert not limit.expired(), "it went on only because it was cancelled"
+    return done
 
 
 def test_every_statement_passes_what_the_watch_watches() -> None:
@@ -96,8 +98,7 @@ async def test_a_sink_whose_statement_is_not_answered_does_its_batch_again(
         attempts += 1
         await connection.execute("insert into effects values (1)")
         if attempts == 1:
-            proxy.silence_all()
-            await asyncio.sleep(0.1)
+            await proxy.silence_all()
         await connection.execute("insert into effects values (2)")
 
     await in_time(one.apply(Batch(*TP, claim.epoch, 0, [Sent(0)]), effect, refuse))
@@ -174,7 +175,7 @@ async def test_a_silent_session_is_released_and_closed_in_time(through: Pool, pr
     """A task that gave up waiting (a page, a check of readiness) leaves a statement that nobody can cancel."""
     other = await connect(address)
     await through.fetchval("select 1")
-    proxy.silence_all()
+    await proxy.silence_all()
     proxy.is_silent = True
 
     async def look() -> None:
@@ -191,7 +192,7 @@ async def test_a_leader_that_hears_nothing_steps_down(address: Address, proxy: P
     """The observer's kind of session: its lock is free again, and its heir leads."""
     async with leadership(address, 4711) as connection:
         assert connection is not None
-        proxy.silence_all()
+        await proxy.silence_all()
         with pytest.raises(asyncpg.ConnectionDoesNotExistError):
             await in_time(connection.fetchval("select 1"))
     async with leadership(database, 4711) as heir:
@@ -222,7 +223,7 @@ async def test_a_relay_that_hears_nothing_goes_on_from_a_new_session(
 
     try:
         await publishes()
-        proxy.silence_all()
+        await proxy.silence_all()
         await publishes()
         found, _ = await read_all(settings, "transactions-processed")
         assert {int(message.value) for message in found} == {1, 2}
