@@ -72,7 +72,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same statement may succeed later without anyone changing it."""
     if isinstance(error, asyncpg.InterfaceError):  # the client's side of a lost connection, or a bug of ours
         return "clos" in str(error) or "released back" in str(error)
-    return isinstance(error, TRANSIENT) and not isinstance(error, asyncpg.ProtocolViolationError)
+    return isinstance(error, TRANSIENT) and server.refusal(error) is None
 
 
 async def connect(dsn: str) -> Connection:

@@ -23,16 +23,22 @@ _ROUNDS = 3
 _FIRST_SCHEMA = "select trim(split_part(current_setting('search_path'), ',', 1), ' \"')"
 
 
+def refusal(error: BaseException) -> asyncpg.ProtocolViolationError | None:
+    """What a connection pooler says of something that it never lets pass, perhaps while it hangs up."""
+    found = error.__cause__ if isinstance(error, asyncpg.ConnectionDoesNotExistError) else error
+    return found if isinstance(found, asyncpg.ProtocolViolationError) else None
+
+
 def explain(error: BaseException) -> str:
     """Why there is no connection, in one line that never holds the address, since passwords are in it."""
-    if isinstance(error, asyncpg.ProtocolViolationError):
-        if "startup parameter" in str(error):
+    if refused := refusal(error):
+        if "startup parameter" in str(refused):
             return (
-                f"the connection pooler refuses Tidemark's session settings ({error}): let it ignore them (pgbouncer: "
+                f"the connection pooler refuses Tidemark's session settings ({refused}): let it ignore them (pgbouncer: "
                 "ignore_startup_parameters), set them on the role (alter role ... set search_path = tidemark), and use "
                 "its session mode"
             )
-        return f"{_TRANSACTION_MODE} ({error})"
+        return f"{_TRANSACTION_MODE} ({refused})"
     if isinstance(error, asyncpg.DuplicatePreparedStatementError | asyncpg.InvalidSQLStatementNameError):
         return _TRANSACTION_MODE
     if isinstance(error, ValueError):  # of the address itself, which asyncpg and urllib quote
