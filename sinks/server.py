@@ -34,8 +34,8 @@ def explain(error: BaseException) -> str:
     if refused := refusal(error):
         if "startup parameter" in str(refused):
             return (
-                f"the connection pooler refuses Tidemark's session settings ({refused}): let it ignore them (pgbouncer: "
-                "ignore_startup_parameters), set them on the role (alter role ... set search_path = tidemark), and use "
+                f"the connection pooler refuses Tidemark's session settings ({refused}): let it ignore them "
+                "(pgbouncer: ignore_startup_parameters), set them on the role (alter role ... set search_path = tidemark), and use "
                 "its session mode"
             )
         return f"{_TRANSACTION_MODE} ({refused})"
