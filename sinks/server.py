@@ -18,6 +18,11 @@ _TRANSACTION_MODE = (
     "needs sessions of its own (locks, LISTEN). Use the pooler's session mode, or name Postgres itself in "
     "TIDEMARK_DATABASE_URL"
 )
+_SETTINGS_REFUSED = (
+    "the connection pooler refuses Tidemark's session settings: let it ignore them (pgbouncer: "
+    "ignore_startup_parameters), set them on the role (alter role ... set search_path = tidemark), and use its session "
+    "mode"
+)
 _ROUNDS = 3
 
 _FIRST_SCHEMA = "select trim(split_part(current_setting('search_path'), ',', 1), ' \"')"
@@ -33,11 +38,7 @@ def explain(error: BaseException) -> str:
     """Why there is no connection, in one line that never holds the address, since passwords are in it."""
     if refused := refusal(error):
         if "startup parameter" in str(refused):
-            return (
-                f"the connection pooler refuses Tidemark's session settings ({refused}): let it ignore them "
-                "(pgbouncer: ignore_startup_parameters), set them on the role (alter role ... set search_path = tidemark), and use "
-                "its session mode"
-            )
+            return f"{_SETTINGS_REFUSED} ({refused})"
         return f"{_TRANSACTION_MODE} ({refused})"
     if isinstance(error, asyncpg.DuplicatePreparedStatementError | asyncpg.InvalidSQLStatementNameError):
         return _TRANSACTION_MODE
