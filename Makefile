@@ -4,8 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-bench/.installed
+OLDEST ?= /usr/lib/postgresql/15/bin
+IN_PROCESSES := --numprocesses $(or $(PROCESSES),2) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test unit chaos peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
+.PHONY: setup demo test unit oldest-postgres chaos peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -22,10 +24,21 @@ demo: setup  ## a late price and a back-dated trade corrected before your eyes; 
 
 test: setup lint types layers  ## lint, types, layers and all tests, in PROCESSES=2 with servers of their own
 	tests/web/install-packages.sh
-	$(BIN)/pytest --numprocesses $(or $(PROCESSES),2) --dist loadgroup --no-loadscope-reorder
+	tests/install-postgres.sh
+	$(BIN)/pytest $(IN_PROCESSES)
+	$(MAKE) oldest-postgres TESTS="$(TELLING)"
 
 unit: setup  ## the tests that need no server, in a minute; or one: TEST=tests/unit/test_window.py
 	$(BIN)/pytest $(or $(TEST),-m quick)
+
+# What the versions differ in: statements, plans, locks. The whole of it is `make oldest-postgres`.
+TELLING := $(addprefix tests/integration/test_,migrations.py prices_sql.py herd_sql.py books_sql.py offsets.py)
+
+oldest-postgres: setup  ## every test that needs only Postgres, on Debian's version 15; TESTS="...": some of them
+	tests/install-postgres.sh
+	@if [ -x $(OLDEST)/postgres ]; then \
+	TIDEMARK_TEST_POSTGRES_BIN=$(OLDEST) $(BIN)/pytest $(IN_PROCESSES) $(or $(TESTS),tests/integration); \
+	else echo "SKIPPED: no Postgres 15 in $(OLDEST), nothing was run on it"; fi
 
 chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run after another; or SEEDS=1-20 TABLE=file.json
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) \

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
+from sinks import server, session
+
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
@@ -59,6 +61,9 @@ TRANSIENT = (
 )
 
 
+_UNREACHABLE = (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
 class DatabaseError(Exception):
     """The database cannot be used; one line says why and what to do."""
 
@@ -66,13 +71,13 @@ class DatabaseError(Exception):
 def is_transient(error: BaseException) -> bool:
     """Whether the same statement may succeed later without anyone changing it."""
     if isinstance(error, asyncpg.InterfaceError):  # the client's side of a lost connection, or a bug of ours
-        return "clos" in str(error)
-    return isinstance(error, TRANSIENT)
+        return "clos" in str(error) or "released back" in str(error)
+    return isinstance(error, TRANSIENT) and server.refusal(error) is None
 
 
 async def connect(dsn: str) -> Connection:
-    """One connection with Tidemark's session settings."""
-    return await asyncpg.connect(dsn, server_settings=_SERVER_SETTINGS, timeout=10)
+    """One connection with Tidemark's session settings; it is given up when it is not answered (`sinks.session`)."""
+    return await session.connect(dsn, server_settings=_SERVER_SETTINGS)
 
 
 @asynccontextmanager
@@ -83,7 +88,7 @@ async def leadership(dsn: str, lock: int) -> AsyncIterator[Connection | None]:
         leads = await connection.fetchval("select pg_try_advisory_lock($1)", lock)
         yield connection if leads else None
     finally:
-        connection.terminate() if connection.is_closed() else await connection.close(timeout=5)
+        await connection.close()
 
 
 @asynccontextmanager
@@ -101,8 +106,8 @@ async def open_connection(dsn: str) -> AsyncIterator[Connection]:
 async def _reach(dsn: str) -> Connection:
     try:
         return await connect(dsn)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
+    except _UNREACHABLE as error:
+        raise DatabaseError(server.explain(error)) from None
 
 
 async def connect_pool(dsn: str, *, size: int = 4, name: str = "tidemark") -> Pool:
@@ -116,8 +121,8 @@ async def connect_pool(dsn: str, *, size: int = 4, name: str = "tidemark") -> Po
         min_size=0,
         max_size=size,
         server_settings={**_POOL_SETTINGS, "application_name": name},
-        timeout=10,
-        command_timeout=None,
+        connect=session.connect,
+        connection_class=session.Session,
         setup=_refuse_read_only,
         reset=_keep,
     )
@@ -127,6 +132,7 @@ async def _refuse_read_only(connection: Any) -> None:
     """Called at each acquire; what it looks at the server has reported by itself. An error closes the session."""
     reported = connection.get_settings()
     if "on" in (getattr(reported, "in_hot_standby", "off"), getattr(reported, "default_transaction_read_only", "off")):
+        connection.terminate()  # asyncpg would end it in order, and wait for that
         raise asyncpg.ReadOnlySQLTransactionError("the session cannot write: a failover left us on a replica")
 
 
@@ -147,10 +153,13 @@ def migrations() -> list[tuple[int, str, str]]:
 async def migrate(dsn: str) -> list[str]:
     """Create or upgrade the schema; returns the names applied now. Safe to run from many places at once.
 
-    Raises DatabaseError when an applied migration's text has changed or the database is newer than this program.
+    Raises DatabaseError when an applied migration's text has changed or the database is newer than this program, and
+    when the server is none that Tidemark runs on.
     """
     connection = await _reach(dsn)
     try:
+        if problem := await server.unfit(connection, SCHEMA):
+            raise DatabaseError(problem)
         async with connection.transaction():
             return await _migrate(connection)
     finally:
@@ -164,22 +173,35 @@ async def check_schema(dsn: str) -> None:
     side during an upgrade. A database that does not answer now is no error: workers wait for it.
     """
     try:
-        connection = await connect(dsn)
+        async with _checked(dsn) as connection:
+            rows: list[Any] = await connection.fetch("select version, name, expands from schema_migrations")
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
+        raise DatabaseError("the database has no schema of this program yet: run `tidemark migrate`") from error
     except Exception as error:
         if is_transient(error):
             return
-        raise DatabaseError(f"cannot reach the database: {error or type(error).__name__}") from error
-    try:
-        rows: list[Any] = await connection.fetch("select version, name, expands from schema_migrations")
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
-        raise DatabaseError("the database has no schema of this program yet: run `tidemark migrate`") from error
-    except asyncpg.PostgresError as error:
-        raise DatabaseError(f"the schema cannot be read: {error}") from error
-    finally:
-        await connection.close()
+        if isinstance(error, _UNREACHABLE):
+            raise DatabaseError(server.explain(error)) from None
+        raise
     if missing := [name for version, name, _ in migrations() if version not in {row["version"] for row in rows}]:
         raise DatabaseError(f"the database lacks migration {missing[0]}: run `tidemark migrate`")
     _refuse_if_newer(rows)
+
+
+@asynccontextmanager
+async def _checked(dsn: str) -> AsyncIterator[Connection]:
+    """A session with a server, by way of a pooler or not, that Tidemark can run on. Raises DatabaseError."""
+    connections: list[Connection] = []
+    try:
+        for _ in range(2):
+            connections.append(await connect(dsn))  # noqa: PERF401 - the first is closed where the second fails
+        problem = await server.unfit(connections[0], SCHEMA) or await server.unfit_pair(*connections)
+        if problem:
+            raise DatabaseError(problem)
+        yield connections[0]
+    finally:
+        for connection in connections:
+            await connection.close()
 
 
 def _refuse_if_newer(applied: Sequence[Any]) -> None:

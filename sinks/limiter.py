@@ -25,16 +25,17 @@ _MOST = f"floor(greatest(1, ({_RATE}) * {_LONGEST_SECONDS}))"
 # Losing a reservation in a crash is harmless: it need not wait for the disk.
 _FAST = "with fast as materialized (select set_config('synchronous_commit', 'off', true))"
 
+# The row is locked before it is changed, so that the time it held is known; what is computed is computed from the row.
 _RESERVE = f"""
-{_FAST}
+{_FAST}, held as materialized (select tat as before from reset_limit for no key update)
 update reset_limit set tat = case
     when paused or tat > clock_timestamp() then tat
     else greatest(tat, clock_timestamp() - interval '{_SLACK} seconds')
          + make_interval(secs => least($1, {_MOST}) / ({_RATE})) end
-from fast
-returning (case when new.tat > old.tat then least($1, {_MOST}) else 0 end)::int as rows, ({_MOST})::int as most,
+from fast, held
+returning (case when tat > before then least($1, {_MOST}) else 0 end)::int as rows, ({_MOST})::int as most,
     (case when paused then {_LONGEST_WAIT}
-     else least({_LONGEST_WAIT}, greatest(0.001, extract(epoch from old.tat - clock_timestamp()))) end)::float8 as wait
+     else least({_LONGEST_WAIT}, greatest(0.001, extract(epoch from before - clock_timestamp()))) end)::float8 as wait
 """
 
 _GIVE_BACK = f"""

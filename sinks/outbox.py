@@ -287,4 +287,4 @@ async def leadership(dsn: str, stopping: Callable[[], bool], silent_seconds: flo
                 await asyncio.sleep(_SUCCESSION_SECONDS)
         yield connection if leads else None
     finally:
-        connection.terminate() if connection.is_closed() else await connection.close(timeout=5)
+        await connection.close()

@@ -19,9 +19,10 @@ with incoming as (
     insert into market_prices as stored (security_id, price_date, price, currency, revision)
     select * from incoming
     on conflict (security_id, price_date) do update
-        set price = excluded.price, currency = excluded.currency, revision = excluded.revision
+        set price = excluded.price, currency = excluded.currency, revision = excluded.revision,
+            price_before = stored.price
         where excluded.revision >= stored.revision
-    returning security_id, price_date, old.price as price_before, new.price as price_after
+    returning security_id, price_date, price_before, price as price_after
 )
 select all_of_them.stored, late.*
 from (select count(*) as stored from stored) as all_of_them

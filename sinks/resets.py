@@ -89,10 +89,9 @@ update reprocessing_jobs j set
     status = 'PROCESSING', started_at = coalesce(started_at, clock_timestamp()), next_attempt_at = null
 from planner
 where job_id = $1 and cursor_portfolio_id = $3 and status in ('PENDING', 'PROCESSING')
-returning (select portfolio_id from boundary) as boundary, old.status = 'PENDING' as first, {_FIRST_SEQ} as seq,
+returning (select portfolio_id from boundary) as boundary, {_FIRST_SEQ} as seq,
     {last_held_before("j.earliest_impacted_date")} as since,
-    case when old.status <> 'PENDING' and exists (select from boundary)
-         then set_config('synchronous_commit', 'off', true) end
+    case when $3 <> '' and exists (select from boundary) then set_config('synchronous_commit', 'off', true) end
 """
 
 # LEAST is computed on the row as it is after the wait for its lock.
@@ -278,7 +277,7 @@ async def reset_chunk(connection: Connection, job: OpenJob, scan: int) -> Chunk:
     after = await connection.fetchrow(_AFTER_STEP, job.job_id, security, day, keys)
     if boundary is None:
         (after,) = await end_jobs(connection, [job.job_id], "COMPLETE")
-    elif step["first"]:
+    elif job.cursor == "":  # the first chunk, since each moves the cursor
         await connection.execute(_ANNOUNCE, [job.job_id])
     assert after is not None
     return Chunk(after if isinstance(after, OpenJob) else _job(after), keys)

@@ -18,9 +18,11 @@ from yarl import URL
 from sinks import outbox
 from sinks.database import Pool, connect_pool, is_transient
 from sinks.offsets import Offsets, Place
+from sinks.session import PATIENCE
 from streams import logs, tracing
 from streams.kafka_clients import password, ssl_context, token_provider
 from streams.membership import Lease
+from streams.pulse import Pulse
 from streams.settings import Settings
 from streams.table_recovery import Tables
 from streams.transport import BatchApp, BatchLimits
@@ -74,6 +76,7 @@ class App(BatchApp):
         self.access = Access(settings)
         self.lease = Lease(settings.session_timeout_seconds)
         self.traces = tracing.start(role, settings)
+        self.pulse = Pulse(settings.standstill_seconds, lambda: PATIENCE.age)
         self._from_start: list[Callable[[], Awaitable[None]]] = []
         super().__init__(settings.group(role), **_faust_settings(role, settings, self.access))
         self.offsets = Offsets(self.pool, settings.group(role), lambda: self.should_stop)
@@ -109,6 +112,10 @@ class App(BatchApp):
     def outbox_written(self) -> None:
         """Hint to the relay, sent soon by a task of its own: nothing waits for it."""
         self._hint.set()
+
+    def stopping(self, loop: str) -> Callable[[], bool]:
+        """The question whether to stop, for a loop to ask at each turn: one that no longer asks stands still."""
+        return self.pulse.until(lambda: self.should_stop, loop)
 
     async def _send_hints(self) -> None:
         while not self.should_stop:

@@ -44,7 +44,8 @@ async def hear_status(statuses: AsyncIterable[bytes]) -> None:
 async def value_dirty_keys() -> None:
     """The valuation loop: one short transaction after another until nothing is due."""
     valuation = Valuation(await app.pool(), app.settings.valuation_keys)
-    while not app.should_stop:
+    stopping = app.stopping("valuation")
+    while not stopping():
         _work.clear()
         done = await _persist(valuation.pass_once)
         if done is not None and done != Pass():
@@ -76,7 +77,8 @@ async def reissue_corrections() -> None:
         async with pool.acquire() as connection, connection.transaction():
             return await corrections.reissue(connection, app.settings.repair_after_seconds)
 
-    while not app.should_stop:
+    stopping = app.stopping("repair")
+    while not stopping():
         if triggered := await _persist(reissue):
             app.outbox_written()
             for security_id, seq in triggered.items():
@@ -101,7 +103,8 @@ async def retain() -> None:
         async with pool.acquire() as connection:
             return sum([await purge(connection, age) for purge, age in steps])
 
-    while not app.should_stop:
+    stopping = app.stopping("retention")
+    while not stopping():
         removed = await _persist(step)
         metrics.ROWS_RETIRED.inc(removed or 0)
         await asyncio.sleep(_RETENTION_PAUSE_SECONDS if removed else _RETENTION_SECONDS)
@@ -128,4 +131,4 @@ app.forever(value_dirty_keys)
 app.forever(reissue_corrections)
 app.forever(retain)
 app.forever(audit)
-app.forever(Relay(app.settings, lambda: app.should_stop, traces=app.traces).run)
+app.forever(Relay(app.settings, app.stopping("relay"), traces=app.traces).run)

@@ -1,4 +1,8 @@
-"""`/healthz`, `/readyz` and `/metrics`, served by every worker (contract, Web)."""
+"""`/healthz`, `/readyz` and `/metrics`, served by every worker (contract, Web).
+
+`/healthz` does not answer while the event loop is blocked, and says 503 when a loop of the role stands still
+(`streams/pulse.py`). Either way only a new process helps. Neither Kafka nor Postgres is asked.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,10 @@ def add_pages(app: App) -> None:
 
     @app.page("/healthz")
     async def healthz(web: Any, request: Any) -> Any:
-        return web.json({"role": app.role, "alive": True})
+        standing = app.pulse.standing
+        return web.json(
+            {"role": app.role, "alive": not standing, "standing_still": standing}, status=503 if standing else 200
+        )
 
     @app.page("/readyz")
     async def readyz(web: Any, request: Any) -> Any:

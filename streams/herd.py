@@ -66,8 +66,9 @@ class Host(Protocol):
 class Herd:
     """The window of one worker and the task that works it."""
 
-    def __init__(self, app: Host) -> None:
+    def __init__(self, app: Host, beat: Callable[[], None] = lambda: None) -> None:
         self._app = app
+        self._beat = beat
         self._window = Window(_WINDOW_JOBS)
         self._arrivals: deque[Batch] = deque()
         self._news = asyncio.Event()
@@ -96,6 +97,7 @@ class Herd:
         """Until the worker stops. An error that leaves is a bug."""
         await self._patiently(lambda c: limiter.set_first_value(c, self._app.settings.reset_rows_per_second))
         while not self._app.should_stop:
+            self._beat()
             try:
                 await self._turn()
             except Stopping:

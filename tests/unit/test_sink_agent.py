@@ -13,6 +13,7 @@ import pytest
 
 from sinks.offsets import Batch, Fenced
 from streams import sink_agent
+from streams.pulse import Pulse
 from streams.sink_agent import Sink
 
 
@@ -61,7 +62,8 @@ def sink(transactions: Transactions) -> Sink[bytes | None]:
         raise AssertionError("the effect belongs to the transaction")
 
     settings = SimpleNamespace(batch_records=40, batch_target_ms=100.0)
-    app: Any = SimpleNamespace(offsets=transactions, settings=settings, fenced=lambda batch: None)
+    pulse = Pulse(60, lambda: float("inf"))
+    app: Any = SimpleNamespace(offsets=transactions, settings=settings, fenced=lambda batch: None, pulse=pulse)
     return Sink(app, "t", lambda value: value, nothing)
 
 
