@@ -30,3 +30,7 @@ class ChunkSize:
         if count >= self.count * 0.5 and seconds < _COMFORT * self.target_seconds:
             return replace(self, count=min(self.largest, int(self.count * _GROW) + 1))
         return self
+
+    def halved(self, count: int) -> ChunkSize:
+        """The size once a chunk of so many was too much altogether."""
+        return replace(self, count=max(1, count // 2))
