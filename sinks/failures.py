@@ -57,7 +57,7 @@ def is_too_much(failure: Failure, in_a_row: int, records: int, patience: int) ->
 
     records: 0 for an effect that has nothing to divide; it is retried for ever.
     """
-    if records == 0:
+    if records == 0 or failure is Failure.BUG:
         return False
     if records == 1:
         return failure is not Failure.WAIT and in_a_row >= patience

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 import streams.app
-from sinks import offsets, prices
+from sinks import offsets, prices, resets
 from streams import records, table_recovery, transport, trial, trials, write_behind
 from tidemark.main import main
 
@@ -145,6 +145,18 @@ def poisonous() -> None:
     records.decode_price, prices.apply = decode_price, apply
 
 
+def poisonous_jobs() -> None:
+    """No protection removed: a job of the security POISON ends the worker when it is opened."""
+    whole = resets.open_jobs
+
+    async def open_jobs(connection, jobs):
+        if any(job.security_id == "POISON" for job in jobs):
+            os._exit(3)
+        return await whole(connection, jobs)
+
+    resets.open_jobs = open_jobs
+
+
 def broken_decoder() -> None:
     """No protection removed: every price ends the worker."""
     records.decode_price = lambda value: os._exit(3)
@@ -261,7 +273,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     change.__name__: change
     for change in (
         no_fence, offset_first, no_stop_flow, deaf, gated, ack_first, one_by_one, open_runs, bug_in_decoder, slow_seek,
-        poisonous, broken_decoder, broken_effect,
+        poisonous, poisonous_jobs, broken_decoder, broken_effect,
         lose_fetches, no_chunks, dies_restoring, slow_restore, busy_copies, cancelled_below,
     )
 }  # fmt: skip
