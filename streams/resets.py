@@ -24,6 +24,8 @@ health.add_pages(app)
 observer.join(app)
 herd = Herd(app)
 app.trials.subjects[app.settings.topic(topics.JOBS)] = JobSubject(app)
+metrics.DEAD_LETTERS.labels(topics.JOBS, "poison")
+metrics.IN_TRIAL.labels(topics.JOBS)
 metrics.FENCED.labels(app.settings.topic(topics.JOBS))  # begins at zero
 
 

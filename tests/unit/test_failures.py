@@ -7,6 +7,7 @@ import pytest
 
 from sinks.failures import Failure, failure_of, is_too_much
 from sinks.suspects import Suspect
+from streams.hourly import HourlyLimit
 from streams.trial import is_unreadable, verdict_is_due
 from streams.trials import ending
 
@@ -64,6 +65,13 @@ def test_verdicts() -> None:
     assert verdict_is_due(Suspect(7, deaths=3), 3)
     assert not is_unreadable(Suspect(7, deaths=4), 3)
     assert is_unreadable(Suspect(7, deaths=5), 3)
+
+
+def test_so_many_an_hour() -> None:
+    limit = HourlyLimit(2)
+    assert [limit.allow(now) for now in (0.0, 10.0, 20.0, 3599.0, 3600.0, 3605.0, 3610.0)] == [
+        True, True, False, False, True, False, True,
+    ]  # fmt: skip
 
 
 def test_endings_in_words() -> None:
