@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 FENCED = 75  # exit status
 _FETCH_MS = 500
-_NEIGHBOURS = 20  # records behind the suspect, of which one is to pass
+_NEIGHBOURS = 20  # offsets before the log's end, at one of which a record is to pass
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _LOOKS = 10  # at a log that should go on
 
@@ -115,14 +115,11 @@ class Reader:
         )  # fmt: skip
         self._ahead: deque[Any] = deque()
 
-    async def start(self, offset: int) -> int:
-        """Connect; returns where the log ends."""
+    async def start(self, offset: int) -> None:
+        """Connect."""
         await self._consumer.start()
         self._consumer.assign([self._place])
         self._consumer.seek(self._place, offset)
-        ends = await self._consumer.end_offsets([self._place])
-        end: int = ends[self._place]
-        return end
 
     async def look(self, count: int, looks: int = 1) -> Sequence[Any]:
         """Up to so many records, without passing them; fewer where none comes for so many looks."""
@@ -133,6 +130,18 @@ class Reader:
             if not found and await self.position() == before:
                 looks -= 1
         return list(self._ahead)
+
+    async def at(self, offset: int) -> Sequence[Any]:
+        """The first record at or behind an offset; none where the log ends."""
+        self._ahead.clear()
+        self._consumer.seek(self._place, offset)
+        return await self.look(1, 2)
+
+    async def end(self) -> int:
+        """Where the log ends."""
+        ends = await self._consumer.end_offsets([self._place])
+        end: int = ends[self._place]
+        return end
 
     def next(self) -> None:
         """Pass the first record."""
@@ -155,6 +164,7 @@ class Trial:
         self._offsets: TrialOffsets = app.offsets
         self._epoch = epoch
         self._reader = Reader(app.settings, place)
+        self._others: Reader | None = None
         self._suspect = Suspect(0)
         self._pause = _FIRST_PAUSE
 
@@ -165,12 +175,14 @@ class Trial:
         if is_unreadable(self._suspect, self._settings.poison_attempts):
             await self._condemn(Unread(*self._place, self._suspect.record_offset))
         start = self._suspect.record_offset
-        end = await self._reader.start(start)
-        until = min(end, start + 2 * self._settings.batch_records)
+        await self._reader.start(start)
+        until = min(await self._reader.end(), start + 2 * self._settings.batch_records)
         while self._stored < until:
             self._say({"at": self._stored})
             if verdict_is_due(self._suspect, self._settings.poison_attempts):
                 await self._ask(suspects.vouch)  # whatever kills this process now is this record
+            elif self._suspect.failure is not None and not await self._vouch():
+                await self._wait()
             records = await self._reader.look(1, _LOOKS)
             if not records:
                 await self._offsets.step(self._batch(None), await self._reader.position(), _nothing)
@@ -203,8 +215,6 @@ class Trial:
         self._reader.next()
 
     async def _attempt(self, record: Any) -> bool:
-        if self._suspect.failure is not None and not await self._vouch():
-            await self._wait()
         try:
             await self._subject.attempt(self._batch(record), self._offsets.alive)
             if self._stored > record.offset:
@@ -220,26 +230,35 @@ class Trial:
         return False
 
     async def _vouch(self) -> bool:
-        """Whether another record passes here and now; each time the next one is tried."""
-        others = (await self._reader.look(1 + _NEIGHBOURS))[1:]
-        if not others:
-            logger.warning("%s[%d] at %d: no other record to compare with", *self._place, self._suspect.record_offset)
+        """Whether another record passes here and now: one from the end of the log, each time the one before.
+
+        Not the suspect's neighbours: they may be in the same fetch, which may be what no process survives.
+        """
+        suspect = self._suspect
+        if self._others is None:
+            self._others = Reader(self._settings, self._place)
+            await self._others.start(suspect.record_offset)
+        end = await self._others.end()
+        if end <= suspect.record_offset + 1:
+            logger.warning("%s[%d] at %d: no other record to compare with", *self._place, suspect.record_offset)
             return False
         await self._ask(suspects.try_neighbour)
-        other = others[self._suspect.neighbours % len(others)]
-        self._say({"at": self._suspect.record_offset})
+        offset = end - 1 - suspect.neighbours % min(end - suspect.record_offset - 1, _NEIGHBOURS)
         try:
-            passes = await self._subject.vouch(self._batch(other))
+            found = await self._others.at(offset)
+            passes = bool(found) and await self._subject.vouch(self._batch(found[0]))
         except (Fenced, Stopping):
             raise
         except Exception as error:
-            logger.warning("%s[%d] at %d: another record, at %d, fails too: %s", *self._place,
-                           self._suspect.record_offset, other.offset, f"{type(error).__name__}: {error}")  # fmt: skip
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning(
+                "%s[%d] at %d: a record at %d fails too: %s", *self._place, suspect.record_offset, offset, reason
+            )
             passes = False
         if passes:
             await self._ask(suspects.vouch)
         await self._name()
-        self._say({"at": self._suspect.record_offset})
+        self._say({"at": suspect.record_offset})
         return passes
 
     async def _wait(self) -> None:
