@@ -133,9 +133,13 @@ class Reader:
 
     async def at(self, offset: int) -> Sequence[Any]:
         """The first record at or behind an offset; none where the log ends."""
+        self.seek(offset)
+        return await self.look(1, 2)
+
+    def seek(self, offset: int) -> None:
+        """Go on at an offset."""
         self._ahead.clear()
         self._consumer.seek(self._place, offset)
-        return await self.look(1, 2)
 
     async def end(self) -> int:
         """Where the log ends."""
@@ -172,18 +176,26 @@ class Trial:
         """Until the end, or until this process dies of a record."""
         self._offsets.take_on(self._place, await self._offsets.recall(self._place, self._epoch))
         await self._name()
-        if is_unreadable(self._suspect, self._settings.poison_attempts):
-            await self._condemn(Unread(*self._place, self._suspect.record_offset))
+        self._offsets.alive()
         start = self._suspect.record_offset
         await self._reader.start(start)
+        self._offsets.alive()
         until = min(await self._reader.end(), start + 2 * self._settings.batch_records)
         while self._stored < until:
             self._say({"at": self._stored})
+            if is_unreadable(self._suspect, self._settings.poison_attempts):
+                await self._condemn(Unread(*self._place, self._stored))
+                self._reader.seek(self._stored)
+                continue
             if verdict_is_due(self._suspect, self._settings.poison_attempts):
                 await self._ask(suspects.vouch)  # whatever kills this process now is this record
             elif self._suspect.failure is not None and not await self._vouch():
                 await self._wait()
-            records = await self._reader.look(1, _LOOKS)
+            try:
+                records = await self._reader.look(1, _LOOKS)
+            except Exception as error:
+                await self._unread(error)
+                continue
             if not records:
                 await self._offsets.step(self._batch(None), await self._reader.position(), _nothing)
                 break
@@ -214,6 +226,17 @@ class Trial:
             return
         self._reader.next()
 
+    async def _unread(self, error: Exception) -> None:
+        """The record could not be fetched: the broker's trouble is waited out, all else is the record's."""
+        logger.error("%s[%d] at %d, in trial: %s: %s", *self._place, self._stored, type(error).__name__, error)
+        if not getattr(error, "retriable", False):
+            await self._failed(f"{type(error).__name__}: {error}")
+        await self._wait()
+
+    async def _failed(self, failure: str) -> None:
+        await self._ask(suspects.fail, self._suspect.record_offset, failure)
+        await self._name()
+
     async def _attempt(self, record: Any) -> bool:
         try:
             await self._subject.attempt(self._batch(record), self._offsets.alive)
@@ -225,8 +248,7 @@ class Trial:
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
             logger.exception("%s[%d] at %d, in trial", *self._place, record.offset)
-        await self._ask(suspects.fail, self._suspect.record_offset, failure)
-        await self._name()
+        await self._failed(failure)
         return False
 
     async def _vouch(self) -> bool:

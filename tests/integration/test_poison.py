@@ -74,7 +74,7 @@ async def reaches(connection: asyncpg.Connection, offset: int, partition: int = 
 async def test_each_poisonous_record_becomes_a_letter_and_all_others_are_applied(
     kafka: str, database: str, folder: Path
 ) -> None:
-    settings = settings_for(kafka, database, folder, poison_attempts=2, trial_seconds=15, trial_memory_mb=768)
+    settings = settings_for(kafka, database, folder, poison_attempts=2, trial_seconds=10, trial_memory_mb=768)
     prices = ["1", "1", *(price for poison in _POISON for price in (poison, "1")), "1"]
     stack = stack_of(settings, "poisonous")
     async with running(stack) as connection:
@@ -92,7 +92,7 @@ async def test_each_poisonous_record_becomes_a_letter_and_all_others_are_applied
         found = await letters(connection)
         assert [(letter["reason"], letter["price"]) for letter in found] == [("poison", price) for price in _POISON]
         for letter, words in zip(
-            found, ["a bug", "status 3", "SIGKILL", "MemoryError", "longer than 15 s", "clos", "timeout"], strict=True
+            found, ["a bug", "status 3", "SIGKILL", "MemoryError", "longer than 10 s", "clos", "timeout"], strict=True
         ):
             assert words in letter["detail"]
         stored = await connection.fetchval("select count(*) from market_prices")
