@@ -33,11 +33,14 @@ grant insert, update on
     tidemark.kafka_offsets, tidemark.market_prices, tidemark.transactions, tidemark.securities, tidemark.position_state,
     tidemark.position_history, tidemark.corrections to tidemark_intake;
 
+grant insert, update, delete on tidemark.suspects to tidemark_intake;
+
 -- resets: watermarks, jobs, the limit.
 grant insert on tidemark.outbox_events to tidemark_resets;
 grant insert, update on
     tidemark.kafka_offsets, tidemark.reprocessing_jobs, tidemark.reset_limit, tidemark.securities to tidemark_resets;
 grant update on tidemark.position_state, tidemark.corrections to tidemark_resets;
+grant insert, update, delete on tidemark.suspects to tidemark_resets;
 
 -- books: valuation, the relay, corrections that were lost, what is old.
 grant insert, update, delete on

@@ -62,7 +62,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     offset: int
     key: bytes | None
     value: bytes | None
-    reason: Literal["malformed", "invalid", "conflicting_duplicate", "too_large"]
+    reason: Literal["malformed", "invalid", "conflicting_duplicate", "too_large", "poison"]
     detail: str
 
 

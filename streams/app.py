@@ -26,6 +26,7 @@ from streams.pulse import Pulse
 from streams.settings import Settings
 from streams.table_recovery import Tables
 from streams.transport import BatchApp, BatchLimits
+from streams.trials import Trials
 from streams.web.access import Access, protect
 from streams.web.problems import answer_problems
 
@@ -65,6 +66,7 @@ class App(BatchApp):
     """One role's Faust app. Settings are read once; Postgres is connected at the first use."""
 
     access: Access
+    trials: Trials
 
     def __init__(self, role: str, settings: Settings) -> None:
         settings.check_web()
@@ -80,6 +82,7 @@ class App(BatchApp):
         self._from_start: list[Callable[[], Awaitable[None]]] = []
         super().__init__(settings.group(role), **_faust_settings(role, settings, self.access))
         self.offsets = Offsets(self.pool, settings.group(role), lambda: self.should_stop)
+        self.trials = Trials(self)
         self.monitor.fail = self.fail
         self.task(self._send_hints)
 

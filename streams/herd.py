@@ -23,7 +23,7 @@ from sinks.chunks import ChunkSize
 from sinks.database import Connection, Pool, is_transient
 from sinks.limiter import Reservation
 from sinks.model import Job
-from sinks.offsets import Batch, Fenced, Offsets, Place, Record, Released, Stopping
+from sinks.offsets import Batch, Fenced, Offsets, Overburdened, Place, Record, Released, Stopping
 from sinks.resets import JobMoved, OpenJob, SmallChunk
 from sinks.window import Lane, Plan, Window, Work
 from streams import logs, metrics
@@ -103,12 +103,28 @@ class Herd:
             except Stopping:
                 return
 
+    async def work_off(self, batch: Batch, alive: Callable[[], None]) -> None:
+        """Work one batch to its end. alive: called at each turn."""
+        await self.take(batch)
+        while not self.idle:
+            await self._turn()
+            alive()
+
     async def _turn(self) -> None:
         """Open what has arrived, then one chunk if the rate allows."""
         self._news.clear()
         while self._arrivals and not self._window.full:
-            await self._open(self._arrivals[0])
-            self._arrivals.popleft()
+            try:
+                await self._open(self._arrivals[0])
+            except Overburdened as error:
+                first, rest = self._arrivals[0].split(len(self._arrivals[0]) // 2)
+                if rest is None:
+                    raise
+                logger.warning("%s[%d]: %s; half as many jobs at once", first.topic, first.partition, error)
+                self._arrivals[0] = rest
+                self._arrivals.appendleft(first)
+            else:
+                self._arrivals.popleft()
         await self._steer()
         plan = self._window.plan(min(self._size.count, self._most), time.time())
         if plan is None:
@@ -128,8 +144,8 @@ class Herd:
         lane = Lane(batch.topic, batch.partition, batch.epoch)
         try:
             records = self._app.offsets.fresh(batch, self._window.read_to(lane))
-            jobs, offsets = _decode(records)
-            opened = await self._step(lane, lambda c: resets.open_jobs(c, jobs)) if jobs else []
+            jobs, offsets = decode(records)
+            opened = await self._step(lane, lambda c: resets.open_jobs(c, jobs), len(jobs)) if jobs else []
         except Fenced as outcome:
             self._fenced(lane, outcome)
             return
@@ -269,9 +285,9 @@ class Herd:
         """The offset that Postgres holds for the lane. Raises Fenced when the claim is not ours any more."""
         return self._app.offsets.claimed(lane).next_offset
 
-    async def _step(self, lane: Lane, effect: Callable[[Connection], Awaitable[T]]) -> T:
-        """A fenced transaction that leaves the offset where it is."""
-        return await self._app.offsets.step(lane, self._stored(lane), effect)
+    async def _step(self, lane: Lane, effect: Callable[[Connection], Awaitable[T]], jobs: int = 0) -> T:
+        """A fenced transaction that leaves the offset where it is. jobs: of which fewer may be tried."""
+        return await self._app.offsets.step(lane, self._stored(lane), effect, records=jobs)
 
     async def _patiently(self, query: Callable[[Connection], Awaitable[T]]) -> T:
         """Outside of any fence; a transient error is waited out. Raises Stopping."""
@@ -287,7 +303,7 @@ class Herd:
         raise Stopping
 
 
-def _decode(records: Sequence[Record]) -> tuple[list[Job], dict[int, int]]:
+def decode(records: Sequence[Record]) -> tuple[list[Job], dict[int, int]]:
     """The jobs, without tombstones, and the offset of each one's last record."""
     jobs: dict[int, Job] = {}
     offsets: dict[int, int] = {}

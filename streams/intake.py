@@ -40,6 +40,11 @@ async def book_transactions(connection: Connection, numbered: Sequence[tuple[int
 calendar_sink = Sink(app, "business-dates", records.decode_business_date, close_dates)
 price_sink = Sink(app, "prices", records.decode_price, store_prices)
 position_sink = Sink(app, "transactions", records.decode_transaction, book_transactions)
+app.trials.subjects |= {
+    app.settings.topic("business-dates"): calendar_sink,
+    app.settings.topic("prices"): price_sink,
+    app.settings.topic("transactions"): position_sink,
+}
 
 
 @app.agent(app.input("business-dates"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 
-DEAD_LETTER_REASONS = ("malformed", "invalid", "conflicting_duplicate", "too_large")
+DEAD_LETTER_REASONS = ("malformed", "invalid", "conflicting_duplicate", "too_large", "poison")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -17,6 +18,7 @@ RECORDS = Counter("sink_records_total", "Records whose effect and offset are com
 BATCH_SECONDS = Histogram("sink_batch_seconds", "From batch in hand to commit", ["topic"])
 FENCED = Counter("sink_batches_fenced_total", "Batches dropped because another worker claimed the partition", ["topic"])
 DEAD_LETTERS = Counter("dead_letters_total", "Records refused", ["topic", "reason"])
+IN_TRIAL = Gauge("partitions_in_trial", "Partitions read record by record, since workers have died at them", ["topic"])
 IGNORED = Counter("sink_records_ignored_total", "Duplicates and lower revisions", ["topic"])
 EPOCH_BUMPED = Counter("reprocessing_epoch_bumped", "Keys whose transaction history got a new epoch")
 EPOCH_MISMATCH = Counter("epoch_mismatch_dropped", "Events dropped because their epoch was superseded")
@@ -45,6 +47,24 @@ READY = Gauge("worker_ready", "1 when recovered, assigned and the database reach
 POOL_CONNECTIONS = Gauge("database_pool_connections", "Connections of the worker's pool", ["state"])
 LAG_ERRORS = Counter("consumergroup_lag_errors", "Looks at the lag that failed: the lag series are absent meanwhile")
 
+OF_TRIALS = {
+    "records": RECORDS,
+    "letters": DEAD_LETTERS,
+    "ignored": IGNORED,
+    "epochs": EPOCH_BUMPED,
+    "keys": KEYS_RESET,
+}
+"""What a trial counts in a process of its own, for the worker that has started it."""
+
+
+def add_counted(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> None:
+    """Add what a trial has counted since. The labels are JSON objects."""
+    for name, samples in after.items():
+        for labels, value in samples.items():
+            named = json.loads(labels)
+            counter = OF_TRIALS[name].labels(**named) if named else OF_TRIALS[name]
+            counter.inc(value - before.get(name, {}).get(labels, 0))
+
 
 def expect(topic: str) -> None:
     """Begin the topic's counters at zero: an increase from nothing would not be seen."""
@@ -52,6 +72,7 @@ def expect(topic: str) -> None:
         DEAD_LETTERS.labels(topic, reason)
     for counter in (FENCED, IGNORED, BATCHES, RECORDS, BATCH_SECONDS):
         counter.labels(topic)
+    IN_TRIAL.labels(topic)
 
 
 class Cluster:

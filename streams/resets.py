@@ -12,6 +12,7 @@ from sinks.offsets import Batch
 from streams import health, metrics, observer, topics
 from streams.app import App
 from streams.herd import Herd
+from streams.job_trial import JobSubject
 from streams.settings import load
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ app = App("resets", load())
 health.add_pages(app)
 observer.join(app)
 herd = Herd(app, lambda: app.pulse.beat("resets"))
+app.trials.subjects[app.settings.topic(topics.JOBS)] = JobSubject(app)
+metrics.DEAD_LETTERS.labels(topics.JOBS, "poison")
+metrics.IN_TRIAL.labels(topics.JOBS)
 metrics.FENCED.labels(app.settings.topic(topics.JOBS))  # begins at zero
 
 

@@ -70,6 +70,18 @@ class Settings(BaseSettings):
     batch_target_ms: Annotated[float, Field(gt=0)] = Field(
         2_000, description="sink transactions are kept small enough to end within so long"
     )
+    poison_attempts: Annotated[int, Field(ge=2, le=100)] = Field(
+        3, description="a record at which workers die or fail so often, while others pass, becomes a dead letter"
+    )
+    poison_verdicts_per_hour: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        10, description="the most records of a topic condemned as poison within an hour; then the worker stops"
+    )
+    trial_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(
+        60, description="a record in trial that takes longer has failed"
+    )
+    trial_memory_mb: Annotated[int, Field(ge=128, le=1_048_576)] = Field(
+        512, description="the most memory of the process that reads a partition in trial"
+    )
     replay_rows: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         10_000, description="replayed transactions one sink transaction queues itself; longer replays the relay expands"
     )

@@ -14,7 +14,7 @@ from sinks import outbox
 from sinks.chunks import ChunkSize
 from sinks.database import Connection
 from sinks.model import DeadLetter
-from sinks.offsets import Batch, Fenced, Record, Released, Stopping
+from sinks.offsets import Batch, Fenced, Overburdened, Record, Released, Stopping
 from streams import logs, metrics
 from streams.app import App
 from streams.records import Rejected
@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 _AT_ONCE = 2
 """Transactions of one sink. While Postgres works on one, this process prepares the other; a third would only wait."""
+_FIRST_PIECE = 100  # records of the first transaction: what kills the worker may be among them
 _PORTION = 250  # records decoded at a stretch: a millisecond or two
 
 
@@ -65,7 +66,7 @@ class Sink(Generic[T]):
         self._decode = decode
         self._apply = apply
         largest = app.settings.batch_records
-        self._size = ChunkSize(largest, largest, app.settings.batch_target_ms / 1000)
+        self._size = ChunkSize(min(_FIRST_PIECE, largest), largest, app.settings.batch_target_ms / 1000)
         metrics.expect(topic)
 
     async def consume(self, batches: AsyncIterable[Batch]) -> None:
@@ -104,9 +105,10 @@ class Sink(Generic[T]):
         try:
             decoded = await decoding
             rest: Batch | None = batch
-            while rest:
-                piece, rest = rest.split(self._size.count)
-                await self._commit_piece(piece, decoded)
+            while rest is not None:
+                piece, after = rest.split(self._size.count)
+                if await self._commit_piece(piece, decoded):
+                    rest = after
         except Released:
             logger.info("%s[%d]: given up at %d for a rebalance", batch.topic, batch.partition, batch.start)
         except Fenced:
@@ -119,15 +121,47 @@ class Sink(Generic[T]):
             logger.exception("%s[%d] from offset %d", batch.topic, batch.partition, batch.start)
             self._app.fail(f"{type(error).__name__}: {error}")
 
-    async def _commit_piece(self, piece: Batch, decoded: _Decoded[T]) -> None:
-        """One transaction; how long it takes decides how many records the next has."""
+    async def _commit_piece(self, piece: Batch, decoded: _Decoded[T]) -> bool:
+        """One transaction; how long it takes decides how many records the next has.
+
+        False: it was too much for one transaction, and is to be tried again in smaller pieces.
+        """
         started, began = time.time(), time.perf_counter()
-        with self._app.pulse.at_work(f"{piece.topic}[{piece.partition}]"):
-            outcomes = await self._app.offsets.apply(piece, partial(self._effect, decoded), self._refuse)
+        try:
+            with self._app.pulse.at_work(f"{piece.topic}[{piece.partition}]"):
+                outcomes = await self._app.offsets.apply(piece, partial(self._effect, decoded), self._refuse)
+        except Overburdened as error:
+            if len(piece) == 1:
+                raise
+            logger.warning("%s[%d]: %s; %d records were too many", self._topic, piece.partition, error, len(piece))
+            self._size = self._size.halved(len(piece))
+            self._report(error.done, started)
+            return False
         seconds = time.perf_counter() - began
         metrics.BATCH_SECONDS.labels(self._topic).observe(seconds)
         self._size = self._size.after(len(piece), seconds)
-        self._report(piece, outcomes, started)
+        metrics.BATCHES.labels(self._topic).inc()
+        metrics.RECORDS.labels(self._topic).inc(len(piece))
+        self._report(outcomes, started)
+        return True
+
+    # -- in trial (streams.trial) --------------------------------------------------------------------------------
+
+    async def attempt(self, batch: Batch, alive: Callable[[], None]) -> None:
+        """Apply a batch of one record. What goes wrong is raised."""
+        await self._commit_piece(batch, await self._decode_all(batch))
+
+    async def vouch(self, batch: Batch) -> bool:
+        """Apply a batch and take it back; whether it has a record that is good."""
+        decoded = await self._decode_all(batch)
+        if not decoded.good:
+            return False
+        await self._app.offsets.rehearse(batch, lambda c: self._effect(decoded, c, batch.records))
+        return True
+
+    async def condemn(self, connection: Connection, record: Record, detail: str) -> None:
+        """Bury a record that no worker survives, as received."""
+        await outbox.bury(connection, [self._letter(record, "poison", detail)])
 
     async def _effect(
         self, decoded: _Decoded[T], connection: Connection, records: Sequence[Record]
@@ -152,9 +186,7 @@ class Sink(Generic[T]):
     def _letter(self, record: Any, reason: Any, detail: str) -> DeadLetter:
         return DeadLetter(record.topic, record.partition, record.offset, record.key, record.value, reason, detail)
 
-    def _report(self, batch: Batch, outcomes: Sequence[tuple[Applied, list[DeadLetter]]], started: float) -> None:
-        metrics.BATCHES.labels(self._topic).inc()
-        metrics.RECORDS.labels(self._topic).inc(len(batch))
+    def _report(self, outcomes: Sequence[tuple[Applied, list[DeadLetter]]], started: float) -> None:
         for applied, letters in outcomes:
             metrics.IGNORED.labels(self._topic).inc(applied.ignored)
             metrics.EPOCH_BUMPED.inc(applied.epochs_bumped)

@@ -15,7 +15,9 @@ This overrides internals of faust-streaming 0.15.3 (pinned exactly). What each o
   A fetch that went astray (cancelled on our side, yet finished in the client's thread) is fetched once more; a hole
   that the broker itself answers (compaction, markers of transactions, aborted ones) is real unless the log no longer
   holds the offset.
-* `_to_message`: a chunk travels as the message of its last record.
+  A hole with nothing behind it travels as a batch without records, once a fetch has found nothing more and all before
+  it is stored: a stored offset that stayed behind would be stranded by retention.
+* `_to_message`: a chunk travels as the message of the last offset that it passes.
 * `_add_gap`, `_new_offset`: to Faust's acknowledgement logic a chunk looks like a hole in the offsets. What is
   committed to Kafka is what Postgres holds, whenever the event was acknowledged: a sink may read ahead.
 """
@@ -31,18 +33,16 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import faust
 from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from faust.types.tuples import ConsumerMessage
 
 from sinks.offsets import Batch, Claim, OffsetOutsideLog, Offsets
 from streams.membership import Lease
-
-if TYPE_CHECKING:
-    from faust.types.tuples import ConsumerMessage
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._claims: dict[TP, Claim] = {}
         self._position: dict[TP, int] = {}  # where the next batch starts
         self._left: dict[TP, int] = {}  # where the last fetch left the client
+        self._on_trial: set[TP] = set()  # read by another process (streams.trials); nothing is fetched here
         self._fetching = asyncio.Lock()  # a fetch must not straddle a seek
         self.undelivered = 0
         """Records fetched, and not in an agent's queue yet: Faust hands them over one by one."""
@@ -181,20 +182,35 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._claims.update(claims)
         self._position.update(wanted)
         self._left.update(wanted)
+        self._on_trial = self.app.trials.begin(claims)
         return {**offsets, **wanted}
 
     async def _claim(self, partitions: set[TP]) -> dict[TP, Claim]:
         starts = await self._thread.earliest_offsets(*partitions)
-        claimed = await self.app.offsets.claim({(tp.topic, tp.partition): starts[tp] for tp in partitions})
+        ends = await self._thread.highwaters(*partitions)
+        claimed = await self.app.offsets.claim(
+            {(tp.topic, tp.partition): starts[tp] for tp in partitions},
+            {(tp.topic, tp.partition): ends[tp] for tp in partitions},
+        )
         claims = {TP(*partition): claim for partition, claim in claimed.items()}
         await self._check_log({tp: claim.next_offset for tp, claim in claims.items()})
         return claims
+
+    async def go_on(self, tp: TP, claim: Claim) -> None:
+        """Read a partition again whose trial is over, from where the trial has brought it."""
+        async with self._fetching:
+            mine = self._claims.get(tp)
+            if tp in self._on_trial and mine is not None and mine.epoch == claim.epoch:
+                await self._thread.seek_wait({tp: claim.next_offset})
+                self._position[tp] = self._left[tp] = claim.next_offset
+                self._on_trial.discard(tp)
 
     async def wait_empty(self) -> None:
         """Wait until all events that agents have taken are acknowledged."""
         for let_go in self.app.before_wait_empty:
             await let_go()
         await super().wait_empty()
+        await self.app.offsets.hand_over()
 
     def _batch_partitions(self, partitions: Iterable[TP]) -> set[TP]:
         return {tp for tp in partitions if tp.topic in self.app.batch_topics}
@@ -213,8 +229,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return found
 
     async def _fetch_all(self, active: set[TP], timeout: float) -> dict[TP, list[Any]]:
-        batched = self._batch_partitions(active)
-        others = active - batched
+        others = active - self._batch_partitions(active)
+        batched = active - others - self._on_trial
         ready = {tp for tp in batched & self._claims.keys() if self._in_flight(tp) < self._limits(tp).in_flight}
         if len(ready) < len(batched):
             timeout = min(timeout, _EMPTY_FETCH_SECONDS)
@@ -255,9 +271,17 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             ended = fetched.ended.get(tp)
             if ended is not None:
                 self._left[tp] = ended
-            if rows := fetched.records.get(tp):
-                found[tp] = rows
+            if (rows := fetched.records.get(tp)) or self._is_behind_hole(tp, fetched):
+                found[tp] = rows or []
         return found
+
+    def _is_behind_hole(self, tp: TP, fetched: Fetched) -> bool:
+        """Whether the client has passed offsets without records, this fetch has found nothing behind them, and all
+        before them is stored."""
+        position = self._position[tp]
+        held = self.app.offsets.held((tp.topic, tp.partition))
+        is_still = fetched.begun[tp] == fetched.ended.get(tp) == self._left[tp]
+        return is_still and self._left[tp] > position and held is not None and held.next_offset == position
 
     def _jumps(self, tp: TP, fetched: Fetched) -> bool:
         rows = fetched.records.get(tp)
@@ -276,7 +300,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 raise
 
     def _batch(self, tp: TP, records: list[Any]) -> Batch:
-        batch = Batch(tp.topic, tp.partition, self._claims[tp].epoch, self._position[tp], records)
+        """The chunk that ends where the fetch has left the client."""
+        end = max(self._left[tp], records[-1].offset + 1 if records else 0)
+        batch = Batch(tp.topic, tp.partition, self._claims[tp].epoch, self._position[tp], records, end)
         self._position[tp] = batch.next_offset
         self._sent[tp].append(batch.next_offset - 1)
         return batch
@@ -287,9 +313,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def _to_message(self, tp: TP, record: Any) -> Any:
         if not isinstance(record, Batch):
             return super()._to_message(tp, record)
-        message = super()._to_message(tp, record.records[-1])
-        message.key, message.headers, message.value = None, None, record
-        return message
+        return ConsumerMessage(
+            tp.topic, tp.partition, record.next_offset - 1, time.time(), 0, None, None, record, None,
+            tp=tp, generation_id=self.app.consumer_generation_id,
+        )  # fmt: skip
 
     # -- Kafka's committed offset follows, as a courtesy to lag monitors -----------------------------------------
 
@@ -317,11 +344,22 @@ class _BatchTransport(driver.Transport):  # type: ignore[misc]
     Consumer = BatchConsumer
 
 
+class Trials(Protocol):
+    """Who reads partitions at which workers have died; `streams.trials` is it."""
+
+    def begin(self, claims: Mapping[TP, Claim]) -> set[TP]:
+        """Start the trials that are due; returns their partitions."""
+
+    def end(self) -> None:
+        """End all trials at once. May be called from another thread."""
+
+
 class BatchApp(faust.App):  # type: ignore[misc]
     """A Faust app with batch topics. `offsets` owns their positions; `fail` ends the process with a reason."""
 
     offsets: Offsets
     lease: Lease
+    trials: Trials
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.batch_topics: dict[str, BatchLimits] = {}
@@ -332,6 +370,7 @@ class BatchApp(faust.App):  # type: ignore[misc]
     def on_rebalance_start(self) -> None:
         """The rebalance waits for every batch in hand: let them end at once, the next owner goes on where they are."""
         self.offsets.release()
+        self.trials.end()
         super().on_rebalance_start()
 
     def _new_transport(self) -> Any:

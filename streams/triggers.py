@@ -7,6 +7,7 @@ only writer: publish, wait for the broker's ack, then write the table, then ackn
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 
 from streams import health, logs, metrics, observer, topics
 from streams.app import App
+from streams.hourly import HourlyLimit
 from streams.settings import load
 from streams.web import console
 from streams.write_behind import WriteBehind
@@ -27,6 +29,10 @@ app = App("triggers", load())
 health.add_pages(app)
 observer.join(app)
 
+for each in (topics.TRIGGERS, topics.STATUS):
+    metrics.DEAD_LETTERS.labels(each, "poison")  # begins at zero
+
+_skips = HourlyLimit(app.settings.poison_verdicts_per_hour)
 _TRIGGERS = app.settings.topic(topics.TRIGGERS)
 _entry = msgspec.json.Decoder(Entry)
 _trigger = msgspec.json.Decoder(Trigger)
@@ -60,17 +66,37 @@ async def decide(stream: Any) -> None:
 
 
 async def _take(run: WriteBehind, event: Any) -> None:
-    value = run.get(event.key)
-    entry = None if value is None else _entry.decode(value)
-    try:
-        decision = _decide(event, entry)
-    except msgspec.DecodeError as error:  # only the relay writes these topics; nothing could be done with it later
-        logger.error("%s at %d: unreadable, ignored: %s", event.message.topic, event.message.offset, error)
+    decided = _survive(run.get(event.key), event)
+    if decided is None:
         return
+    entry, decision = decided
     if decision.publish or decision.release:
         run.published(await _publish(event.key, entry, decision))
     if decision.entry != entry:
         run.set(event, None if decision.entry is None else msgspec.json.encode(decision.entry))
+
+
+def _survive(value: bytes | None, event: Any) -> tuple[Entry | None, Decision] | None:
+    """The key's entry and what follows from the event; None for an event that fails again and again, which is skipped.
+
+    Nothing here waits for anything, so what fails each time fails by itself. The ledger triggers again what was lost.
+    Raises at the hour's limit of such events: then something else is wrong, and the worker stops.
+    """
+    settings = app.settings
+    for attempt in range(1, settings.poison_attempts + 1):
+        try:
+            entry = None if value is None else _entry.decode(value)
+            return entry, _decide(event, entry)
+        except Exception as error:
+            name, place = event.message.topic, f"{event.message.topic}[{event.message.partition}]"
+            if attempt < settings.poison_attempts:
+                continue
+            if not _skips.allow(time.monotonic()):
+                raise
+            metrics.DEAD_LETTERS.labels(name.removeprefix(settings.topic_prefix), "poison").inc()
+            logger.critical("%s: the event at offset %d is passed over as poison: %s: %s",
+                            place, event.message.offset, type(error).__name__, error)  # fmt: skip
+    return None
 
 
 def _decide(event: Any, entry: Entry | None) -> Decision:

@@ -95,10 +95,11 @@ class Letters:
         decode = _DECODERS.get(letter.topic)
         if decode is None or again is None:
             raise Problem("refused", f"records of {letter.topic} without a value are not sent again")
-        try:
-            decode(again)
-        except Rejected as error:
-            raise Problem("refused", f"it would be refused again: {error}") from None
+        if letter.reason != "poison":  # what has killed workers is not tried in this one
+            try:
+                decode(again)
+            except Rejected as error:
+                raise Problem("refused", f"it would be refused again: {error}") from None
         record = Resubmission(letter.topic, raw.key, again, partition, offset)
         async with (await self._app.pool()).acquire() as connection:
             await resubmit(connection, actor, record)

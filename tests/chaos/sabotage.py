@@ -13,8 +13,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 import streams.app
-from sinks import offsets
-from streams import records, table_recovery, transport, write_behind
+from sinks import offsets, prices, resets
+from streams import records, table_recovery, transport, trial, trials, write_behind
 from tidemark.main import main
 
 GATE = 0x6761_7465  # "gate"
@@ -31,13 +31,13 @@ def offset_first() -> None:
     """The offset commits in a transaction of its own, before the effect."""
     whole = offsets.Offsets.step
 
-    async def step(self, batch, next_offset, effect):
+    async def step(self, batch, next_offset, effect, **more):
         async def nothing(connection) -> None:
             return None
 
         if next_offset > self._held[(batch.topic, batch.partition)].next_offset:
             await whole(self, batch, next_offset, nothing)
-        return await whole(self, batch, next_offset, effect)
+        return await whole(self, batch, next_offset, effect, **more)
 
     offsets.Offsets.step = step
 
@@ -65,11 +65,11 @@ def gated() -> None:
     """No protection removed: before a fenced transaction the worker waits for GATE, a lock that a test holds."""
     whole = offsets.Offsets.step
 
-    async def step(self, batch, next_offset, effect):
+    async def step(self, batch, next_offset, effect, **more):
         async with (await self._pool()).acquire() as connection:
             await connection.execute("select pg_advisory_lock_shared($1)", GATE)
             await connection.execute("select pg_advisory_unlock_shared($1)", GATE)
-        return await whole(self, batch, next_offset, effect)
+        return await whole(self, batch, next_offset, effect, **more)
 
     offsets.Offsets.step = step
 
@@ -122,6 +122,65 @@ def bug_in_decoder() -> None:
         return price
 
     records.decode_price = decode_price
+
+
+def poisonous() -> None:
+    """No protection removed: prices from 7.1 to 7.7 do something that no worker survives, each in its own way."""
+    whole_decode, whole_effect = records.decode_price, prices.apply
+
+    def decode_price(value):
+        price = whole_decode(value)
+        match str(price.price):
+            case "7.1":
+                raise AssertionError("a bug")
+            case "7.2":
+                os._exit(3)
+            case "7.3":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "7.4":
+                hoard = []
+                while True:
+                    hoard.append(bytearray(16 << 20))
+            case "7.5":
+                time.sleep(3600)
+        return price
+
+    async def apply(connection, found, *more):
+        values = {str(price.price) for price in found}
+        if "7.6" in values:
+            connection.terminate()
+        if "7.7" in values:
+            await connection.execute("set local statement_timeout = '10ms'")
+            await connection.execute("select pg_sleep(60)")
+        return await whole_effect(connection, found, *more)
+
+    records.decode_price, prices.apply = decode_price, apply
+
+
+def poisonous_jobs() -> None:
+    """No protection removed: a job of the security POISON ends the worker when it is opened."""
+    whole = resets.open_jobs
+
+    async def open_jobs(connection, jobs):
+        if any(job.security_id == "POISON" for job in jobs):
+            os._exit(3)
+        return await whole(connection, jobs)
+
+    resets.open_jobs = open_jobs
+
+
+def broken_decoder() -> None:
+    """No protection removed: every price ends the worker."""
+    records.decode_price = lambda value: os._exit(3)
+
+
+def broken_effect() -> None:
+    """No protection removed: no price can be stored."""
+
+    async def apply(connection, found, *more):
+        raise KeyError("a column that this program does not know")
+
+    prices.apply = apply
 
 
 def busy_seek() -> None:
@@ -285,12 +344,17 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     change.__name__: change
     for change in (
         no_fence, offset_first, no_stop_flow, deaf, gated, ack_first, tells_commits, one_by_one, open_runs,
-        bug_in_decoder, busy_seek, lose_fetches, no_chunks, dies_restoring, slow_restore, halted_restore, busy_copies,
+        bug_in_decoder, poisonous, poisonous_jobs, broken_decoder, broken_effect,
+        busy_seek, lose_fetches, no_chunks, dies_restoring, slow_restore, halted_restore, busy_copies,
         cancelled_below,
     )
 }  # fmt: skip
 
 if __name__ == "__main__":
-    for name in sys.argv.pop(1).split(","):
+    names = sys.argv.pop(1)
+    trials.PROGRAM = [sys.executable, "-m", "tests.chaos.sabotage", names, "trial"]
+    for name in names.split(","):
         SABOTAGES[name]()
+    if sys.argv[1] == "trial":
+        trial.main(*sys.argv[2:])
     main()

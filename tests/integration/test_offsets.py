@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import asyncpg
 import pytest
 
 from sinks.database import Connection, Pool, connect_pool
-from sinks.offsets import Batch, BrokenChain, Claim, Fenced, OffsetOutsideLog, Offsets, Record, Released, Stopping
+from sinks.offsets import (
+    Batch,
+    BrokenChain,
+    Claim,
+    Fenced,
+    OffsetOutsideLog,
+    Offsets,
+    Overburdened,
+    Record,
+    Released,
+    Stopping,
+)
 from tests.topology import until
 
 TP = ("prices", 0)
@@ -321,3 +332,84 @@ async def test_sessions_that_a_failover_left_read_only_are_given_up(
 
 async def _warned(caplog: pytest.LogCaptureFixture, text: str) -> bool:
     return text in caplog.text
+
+
+async def test_claims_that_come_to_nothing_are_counted(pool: Pool) -> None:
+    async def barren(end: int = 10) -> int:
+        return (await worker(pool).claim({TP: 0}, {TP: end}))[TP].barren
+
+    assert [await barren() for _ in range(3)] == [0, 1, 2]
+    assert await barren(end=0) == 2, "there was nothing to read"
+    orderly = worker(pool)
+    await orderly.claim({TP: 0}, {TP: 10})
+    orderly.release()
+    await orderly.hand_over()
+    assert await barren() == 3, "its owner gave it up in order"
+    fruitful = worker(pool)
+    claim = (await fruitful.claim({TP: 0}, {TP: 10}))[TP]
+    assert claim.barren == 4
+    assert (await fruitful.claim({TP: 0}, {TP: 10}))[TP].barren == 4, "the same process, which is alive"
+    claim = fruitful.held(TP) or claim
+    await fruitful.apply(batch(claim, 0, 0), effect, refuse)
+    assert await barren() == 0
+
+
+async def test_a_batch_without_records_passes_a_hole(pool: Pool) -> None:
+    one = worker(pool)
+    claim = (await one.claim({TP: 0}))[TP]
+    await one.apply(replace(batch(claim, 0, 0, 1), end=4), effect, refuse)
+    assert await stored(pool) == (4, 1)
+    await one.apply(Batch(*TP, claim.epoch, 4, [], 9), effect, refuse)
+    assert await stored(pool) == (9, 1)
+    assert await effects(pool) == [0, 1]
+
+
+async def test_a_batch_that_exceeds_a_limit_is_too_much_and_one_record_is_after_some_tries(pool: Pool) -> None:
+    one = worker(pool)
+    claim = (await one.claim({TP: 0}))[TP]
+    tries = 0
+
+    async def slow(connection: Connection, records: Sequence[Record]) -> int:
+        nonlocal tries
+        tries += 1
+        await connection.execute("set local statement_timeout = '20ms'")
+        await connection.execute("select pg_sleep(5) where $1", any(r.offset == 3 for r in records) or len(records) > 2)
+        await connection.execute("set local statement_timeout = 0")
+        return await effect(connection, records)
+
+    with pytest.raises(Overburdened, match="statement timeout"):
+        await one.apply(batch(claim, 0, 0, 1, 2), slow, refuse)
+    assert tries == 1
+    await one.apply(batch(claim, 0, 0, 1), slow, refuse)
+    await one.apply(batch(claim, 2, 2), slow, refuse)
+    tries = 0
+    with pytest.raises(Overburdened):
+        await one.apply(batch(claim, 3, 3), slow, refuse)
+    assert tries == one.patience
+    assert await effects(pool) == [0, 1, 2]
+
+
+async def test_what_was_committed_before_a_half_was_too_much_is_told(pool: Pool) -> None:
+    """A value that Postgres refuses halves the batch; then one of the halves exceeds a limit."""
+    one = worker(pool)
+    claim = (await one.claim({TP: 0}))[TP]
+
+    async def slow_behind(connection: Connection, records: Sequence[Record]) -> int:
+        done = await effect(connection, records)
+        if records[0].offset == 2:
+            raise asyncpg.QueryCanceledError("statement timeout")
+        return done
+
+    records = [Sent(0), Sent(1), Sent(2), Sent(3, b"99999")]
+    with pytest.raises(Overburdened) as stopped:
+        await one.apply(Batch(*TP, claim.epoch, 0, records[:3] + records[3:]), slow_behind, refuse)
+    assert stopped.value.done == [2]
+    assert await stored(pool) == (2, 1)
+
+
+async def test_a_rehearsal_changes_nothing(pool: Pool) -> None:
+    one = worker(pool)
+    claim = (await one.claim({TP: 0}))[TP]
+    await one.rehearse(batch(claim, 5, 5), lambda c: effect(c, [Sent(5)]))
+    assert await effects(pool) == []
+    assert await stored(pool) == (0, 1)

@@ -95,13 +95,33 @@ async def test_only_committed_records_of_transactional_producers_are_applied(
                     await producer.send(topology.settings.topic("prices"), price(kept if round_ % 2 else 5_000))
                     kept += round_ % 2
                 await (producer.commit_transaction() if round_ % 2 else producer.abort_transaction())
+            await send(topology.settings, "prices", [price(kept)])
+            await until(lambda: _stored_is(topology, kept + 1), "all that was committed")
+            # 200 records, 40 markers, one record
+            assert await next_offset(topology.settings.dsn, topology.settings.topic("prices")) == 241
+
+            await producer.begin_transaction()
+            await producer.send(topology.settings.topic("prices"), price(5_000))
+            await producer.abort_transaction()
         finally:
             await producer.stop()
-        await send(topology.settings, "prices", [price(kept)])
-        await until(lambda: _stored_is(topology, kept + 1), "all that was committed")
+
+        async def end_is_stored() -> bool:
+            return await next_offset(topology.settings.dsn, topology.settings.topic("prices")) == 243
+
+        await until(end_is_stored, "the end of a log that ends in an aborted record and a marker")
+        written = "select xmin::text from kafka_offsets where topic like '%prices'"
+        before = await topology.pool.fetchval(written)
+        await send(topology.settings, "business-dates", [b'{"business_date": "2025-01-02"}'])  # some fetches later
+        await until(lambda: _a_date_is_closed(topology), "the business date")
+        assert await topology.pool.fetchval(written) == before, "an idle partition is not written"
         assert not await topology.pool.fetchval("select true from market_prices where price_date > date '2170-01-01'")
-        # 200 records, 40 markers, one record
-        assert await next_offset(topology.settings.dsn, topology.settings.topic("prices")) == 241
+        await send(topology.settings, "prices", [price(kept + 1)])
+        await until(lambda: _stored_is(topology, kept + 2), "a record behind the hole")
+
+
+async def _a_date_is_closed(topology: Topology) -> bool:
+    return bool(await topology.pool.fetchval("select count(*) from business_dates"))
 
 
 async def _stored_is(topology: Topology, count: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sinks import offsets
+from sinks import claiming, offsets
 from sinks.offsets import Offsets
 from tests.simulation.postgres import Database, Transaction
 from tests.simulation.scheduler import pause
@@ -30,17 +30,19 @@ class Connection:
 
     async def fetch(self, sql: str, group: str, *columns: Any) -> Any:
         """A claim."""
-        assert sql == offsets._CLAIM
+        assert sql == claiming.CLAIM
         await self.tx.statement()
         rows = []
-        for topic, partition, log_start in sorted(zip(*columns, strict=True)):
+        for topic, partition, log_start, _ in sorted(zip(*columns, strict=True)):
             key = (group, topic, partition)
             if not await self.tx.insert("offsets", key, (log_start, 1)):
                 await self.tx.lock("offsets", key)
                 next_offset, epoch = self.tx.get("offsets", key)
                 self.tx.put("offsets", key, (next_offset, epoch + 1))
             next_offset, epoch = self.tx.get("offsets", key)
-            rows.append({"topic": topic, "partition": partition, "next_offset": next_offset, "epoch": epoch})
+            rows.append(
+                {"topic": topic, "partition": partition, "next_offset": next_offset, "epoch": epoch, "barren": 0}
+            )
         return rows
 
     async def fetchrow(self, sql: str, *key: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sinks.offsets import Batch, Fenced
+from sinks.offsets import Batch, Fenced, Overburdened
 from streams import sink_agent
 from streams.pulse import Pulse
 from streams.sink_agent import Sink
@@ -27,12 +27,15 @@ class Transactions:
     pieces: list[tuple[int, list[int]]] = field(default_factory=list)
     seconds_each: float = 0
     fenced_at: int | None = None
+    at_most: int | None = None
 
     async def apply(self, batch: Batch, effect: Any, refuse: Any) -> Sequence[Any]:
         place = (batch.partition, batch.start)
         self.begun.append(place)
         if self.fenced_at == batch.start:
             raise Fenced
+        if self.at_most is not None and len(batch) > self.at_most:
+            raise Overburdened("statement timeout")
         self.pieces.append((batch.start, [record.offset for record in batch.records]))
         time.sleep(self.seconds_each * len(batch))  # noqa: ASYNC251 - the clock that is looked at is the real one
         await self.gate(*place).wait()
@@ -158,3 +161,19 @@ async def test_what_is_left_of_a_batch_is_dropped_when_it_is_fenced(
     transactions.gate(0, 0).set()
     await sink.consume(given(batch(0, *range(100))))
     assert transactions.begun == [(0, 0), (0, 40)]
+
+
+async def test_a_batch_that_is_too_much_is_halved_until_it_passes(
+    sink: Sink[bytes | None], transactions: Transactions
+) -> None:
+    transactions.at_most = 3
+    offsets = list(range(30))
+    consuming = asyncio.create_task(sink.consume(given(batch(0, *offsets))))
+    while not consuming.done():
+        for _, event in list(transactions.gates.items()):
+            event.set()
+        await asyncio.sleep(0)
+    await consuming
+    assert [offset for _, found in transactions.pieces for offset in found] == offsets
+    assert max(len(found) for _, found in transactions.pieces) <= 3
+    assert len(transactions.begun) < 2 * len(transactions.pieces), "the size is learned, not found anew each time"
