@@ -18,7 +18,7 @@ from yarl import URL
 from sinks import outbox
 from sinks.database import Pool, connect_pool, is_transient
 from sinks.offsets import Offsets, Place
-from streams import logs, tracing
+from streams import codecs, logs, tracing
 from streams.kafka_clients import password, ssl_context, token_provider
 from streams.membership import Lease
 from streams.settings import Settings
@@ -66,6 +66,7 @@ class App(BatchApp):
 
     def __init__(self, role: str, settings: Settings) -> None:
         settings.check_web()
+        codecs.check()
         self.role = role
         self.settings = settings
         self._pool: Pool | None = None

@@ -7,13 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cramjam
-import lz4.frame
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from streams.settings import SettingsError
 
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
 NAMES = {GZIP: "gzip", SNAPPY: "snappy", LZ4: "lz4", ZSTD: "zstd"}
@@ -22,6 +16,13 @@ NAMES = {GZIP: "gzip", SNAPPY: "snappy", LZ4: "lz4", ZSTD: "zstd"}
 PIECE = 256 * 1024
 """Bytes that are inflated at once, except for snappy."""
 
+_SAMPLE = b"tidemark" * 4
+_SAMPLES = {
+    GZIP: "1f8b08000000000000032bc94c49cd4d2cca2ec141030026e2e19c20000000",
+    SNAPPY: "201c746964656d61726b5e0800",
+    LZ4: "04224d186840200000000000000030120000008f746964656d61726b08000050656d61726b00000000",
+    ZSTD: "28b52ffd202075000040746964656d61726b0100030b17",
+}
 _XERIAL = b"\x82SNAPPY\x00"
 _XERIAL_HEADER = 16
 _SNAPPY_GROWTH = 22  # Snappy cannot say more than 64 bytes with 3.
@@ -31,26 +32,15 @@ class Corrupt(Exception):  # noqa: N818 - an outcome
     """What is compressed cannot be inflated to its end; the message says why."""
 
 
-class CodecMissing(Exception):  # noqa: N818
-    """A codec does not work in this installation; one line says which."""
-
-
 def check() -> None:
-    """Inflate a sample with every codec. Raises CodecMissing."""
-    sample = b"tidemark" * 100
-    compressed = {
-        GZIP: zlib.compress(sample, wbits=31),
-        SNAPPY: bytes(cramjam.snappy.compress_raw(sample)),
-        LZ4: lz4.frame.compress(sample),
-        ZSTD: zstd.compress(sample),
-    }
-    for codec, data in compressed.items():
+    """Inflate a sample with every codec. Raises SettingsError, one line that names the one that does not work."""
+    for codec, sample in _SAMPLES.items():
         try:
-            works = b"".join(inflate(codec, data)) == sample
-        except Corrupt:
-            works = False
+            works = b"".join(inflate(codec, bytes.fromhex(sample))) == _SAMPLE
+        except Corrupt as error:
+            raise SettingsError(f"records compressed with {error}: install Tidemark's requirements anew") from None
         if not works:
-            raise CodecMissing(f"records compressed with {NAMES[codec]} cannot be read: install Tidemark anew")
+            raise SettingsError(f"records compressed with {NAMES[codec]} are not read right: install Tidemark anew")
 
 
 def inflate(codec: int, data: bytes | memoryview) -> Iterator[bytes]:
@@ -122,14 +112,26 @@ def _snappy(data: bytes) -> Iterator[bytes]:
 
 
 def _block(data: bytes) -> bytes:
+    import cramjam
+
     claimed = cramjam.snappy.decompress_raw_len(data)
     if claimed > _SNAPPY_GROWTH * len(data):
         raise Corrupt(f"snappy: {len(data)} bytes claim to be {claimed}")
     return bytes(cramjam.snappy.decompress_raw(data))
 
 
-_STREAMED: dict[int, Callable[[], Any]] = {
-    GZIP: _Gzip,
-    LZ4: lz4.frame.LZ4FrameDecompressor,
-    ZSTD: zstd.ZstdDecompressor,
-}
+def _lz4() -> Any:
+    import lz4.frame
+
+    return lz4.frame.LZ4FrameDecompressor()
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd.ZstdDecompressor()
+
+
+_STREAMED: dict[int, Callable[[], Any]] = {GZIP: _Gzip, LZ4: _lz4, ZSTD: _zstd}
