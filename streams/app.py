@@ -22,7 +22,7 @@ from streams import codecs, logs, tracing
 from streams.kafka_clients import password, ssl_context, token_provider
 from streams.membership import Lease
 from streams.settings import Settings
-from streams.table_recovery import Tables
+from streams.table_recovery import Table, Tables
 from streams.transport import BatchApp, BatchLimits
 from streams.web.access import Access, protect
 from streams.web.problems import answer_problems
@@ -235,6 +235,7 @@ def _faust_settings(role: str, settings: Settings, access: Access) -> dict[str, 
         "logging_config": logs.configuration() if settings.log_format == "json" else None,
         "Monitor": _Monitor,
         "Router": _Router,
+        "Table": Table,
         "TableManager": Tables,
     }
 

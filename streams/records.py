@@ -89,7 +89,7 @@ _price = msgspec.json.Decoder(_Price)
 _transaction = msgspec.json.Decoder(_Transaction)
 
 
-def _total(decode: Callable[[bytes], T]) -> _Decode[T]:
+def total(decode: Callable[[bytes], T]) -> _Decode[T]:
     """Make every failure of a decoder a rejection, whatever the bytes are: the one place that decides on the reason."""
 
     @wraps(decode)
@@ -120,13 +120,13 @@ def too_large(size: int) -> str:
     return f"{size} bytes; at most {LARGEST_RECORD} are taken"
 
 
-@_total
+@total
 def decode_business_date(value: bytes) -> date:
     """A record of business-dates. Raises Rejected."""
     return _day(_business_date.decode(value).business_date, "business_date")
 
 
-@_total
+@total
 def decode_price(value: bytes) -> Price:
     """A record of prices. Raises Rejected."""
     wire = _price.decode(value)
@@ -142,7 +142,7 @@ def decode_price(value: bytes) -> Price:
     )
 
 
-@_total
+@total
 def decode_transaction(value: bytes) -> Transaction:
     """A record of transactions; a missing gross_transaction_amount is quantity x price. Raises Rejected."""
     wire = _transaction.decode(value)

@@ -13,8 +13,10 @@ from typing import Any
 
 import msgspec
 
-from streams import health, logs, metrics, observer, topics
+from sinks import corrections
+from streams import health, internal, logs, metrics, observer, topics
 from streams.app import App
+from streams.internal import Drawn, Skipped
 from streams.settings import load
 from streams.web import console
 from streams.write_behind import WriteBehind
@@ -28,9 +30,10 @@ health.add_pages(app)
 observer.join(app)
 
 _TRIGGERS = app.settings.topic(topics.TRIGGERS)
-_entry = msgspec.json.Decoder(Entry)
-_trigger = msgspec.json.Decoder(Trigger)
-_status = msgspec.json.Decoder(Status)
+_STATUS = app.settings.topic(topics.STATUS)
+_HIGHEST = 2**63 - 1
+_skipped = {name: Skipped(name) for name in (_TRIGGERS, _STATUS)}
+_rows = Skipped(topics.changelog(app.settings))
 
 jobs = app.topic(app.settings.topic(topics.JOBS), key_type=bytes, value_type=bytes)
 table = app.Table(
@@ -40,10 +43,19 @@ table = app.Table(
     partitions=app.settings.internal_partitions,
     options={"block_cache_size": 64 << 20, "write_buffer_size": 8 << 20, "max_open_files": 256},
 )
-console.add_pages(app, table, _entry.decode)
+table.readable = _rows.holds
+console.add_pages(app, table, lambda value: _rows.entry(value) or Entry())
 
 
-@app.agent(app.topic(_TRIGGERS, app.settings.topic(topics.STATUS), key_type=bytes, value_type=bytes))
+async def _last_seq() -> int:
+    async with (await app.pool()).acquire() as connection:
+        return await corrections.last_seq(connection)
+
+
+_drawn = Drawn(_last_seq)
+
+
+@app.agent(app.topic(_TRIGGERS, _STATUS, key_type=bytes, value_type=bytes))
 async def decide(stream: Any) -> None:
     """Triggers and statuses → jobs and the table. An error stops the worker with the events unacknowledged."""
     run = WriteBehind(app, table, stream)
@@ -60,26 +72,39 @@ async def decide(stream: Any) -> None:
 
 
 async def _take(run: WriteBehind, event: Any) -> None:
-    value = run.get(event.key)
-    entry = None if value is None else _entry.decode(value)
-    try:
-        decision = _decide(event, entry)
-    except msgspec.DecodeError as error:  # only the relay writes these topics; nothing could be done with it later
-        logger.error("%s at %d: unreadable, ignored: %s", event.message.topic, event.message.offset, error)
+    found = await _read(event)
+    if found is None:
         return
+    entry = _rows.entry(run.get(event.key))
+    if entry and not await _drawn.holds(entry.highest):
+        _rows.count("number", f"{entry.highest} has not been drawn")
+        entry = Entry()
+    now = datetime.now(UTC)
+    decision = (
+        triggers.on_trigger(entry, found, now) if isinstance(found, Trigger) else triggers.on_status(entry, found, now)
+    )
     if decision.publish or decision.release:
         run.published(await _publish(event.key, entry, decision))
     if decision.entry != entry:
         run.set(event, None if decision.entry is None else msgspec.json.encode(decision.entry))
 
 
-def _decide(event: Any, entry: Entry | None) -> Decision:
-    now = datetime.now(UTC)
+async def _read(event: Any) -> Trigger | Status | None:
+    """What the event says; None where it says nothing that could be true."""
+    found: Trigger | Status | None
+    skipped = _skipped[event.message.topic]
     if event.message.topic == _TRIGGERS:
         metrics.TRIGGER_EVENTS.labels("trigger").inc()
-        return triggers.on_trigger(entry, _trigger.decode(event.value), now)
-    metrics.TRIGGER_EVENTS.labels("status").inc()
-    return triggers.on_status(entry, _status.decode(event.value), now)
+        found = skipped.read(internal.decode_trigger, event)
+        number = found.seq if found else 0
+    else:
+        metrics.TRIGGER_EVENTS.labels("status").inc()
+        found = skipped.read(internal.decode_status, event)
+        number = found.job_id if found else 0
+    if found and not await _drawn.holds(number):
+        skipped.count("number", f"{number} has not been drawn")
+        return None
+    return found
 
 
 async def _publish(key: bytes, before: Entry | None, decision: Decision) -> Awaitable[Any]:
@@ -97,10 +122,10 @@ async def _publish(key: bytes, before: Entry | None, decision: Decision) -> Awai
 
 
 def _about(event: Any) -> dict[str, Any]:
-    """security_id, event_id, and seq of a trigger or job_id of a status, as far as the headers have them."""
-    found: dict[str, Any] = {"security_id": event.key.decode(errors="replace")}
+    """security_id, event_id, and seq of a trigger or job_id of a status, as far as key and headers have them."""
+    found: dict[str, Any] = {"security_id": (event.key or b"").decode(errors="replace")}
     for name in ("event_id", "seq", "job_id"):
-        value = (event.headers or {}).get(name, b"")
-        if value.isdigit():
+        value = (event.headers or {}).get(name) or b""
+        if value.isdigit() and len(value) < 20 and int(value) <= _HIGHEST:
             found[name] = int(value)
     return found
