@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-bench/.installed
 
-.PHONY: setup demo test chaos peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
+.PHONY: setup demo test chaos fuzz peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -27,6 +27,9 @@ test: setup lint types layers  ## lint, types, layers and all tests
 chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run after another; or SEEDS=1-20 TABLE=file.json
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(TABLE),--table $(TABLE))
+
+fuzz: setup  ## MINUTES=5: mutated records to every topic, round after round, each with a seed of its own; or SEED=1
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 peers: $(PEERS)  ## what some benchmarks compare with and what draws, in an environment of its own; without it: left out
 

@@ -3,73 +3,27 @@
 from __future__ import annotations
 
 import random
-import struct
 import sys
 import tracemalloc
-import zlib
 from collections.abc import Iterable
 from typing import Any
 
-import cramjam
-import lz4.frame
 import pytest
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
-from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
-from backports import zstd
 
 from streams import codecs, fetched
 from streams.codecs import GZIP, LZ4, SNAPPY, ZSTD
 from streams.record_batches import HEADER_BYTES, LARGEST_WHOLE
 from streams.records import LARGEST_RECORD, Refused
 from streams.settings import SettingsError
+from tests.fuzz.batches import batch, compressed, record
 
 PLACE = TopicPartition("prices", 0)
 ALL = [0, GZIP, SNAPPY, LZ4, ZSTD]
 MIB = 1024 * 1024
-
-
-def compressed(codec: int, data: bytes) -> bytes:
-    if codec == GZIP:
-        return zlib.compress(data, wbits=31)
-    if codec == SNAPPY:
-        return bytes(cramjam.snappy.compress_raw(data))
-    if codec == LZ4:
-        return lz4.frame.compress(data)
-    return zstd.compress(data) if codec == ZSTD else data
-
-
-def varint(number: int) -> bytes:
-    left, found = number << 1 ^ number >> 63, bytearray()
-    while left > 0x7F:
-        found.append(left & 0x7F | 0x80)
-        left >>= 7
-    return bytes([*found, left])
-
-
-def record(
-    delta: int, value: bytes | None, key: bytes | None = b"K", headers: Iterable[tuple[bytes, bytes | None]] = ()
-) -> bytes:
-    def sized(part: bytes | None) -> bytes:
-        return varint(-1) if part is None else varint(len(part)) + part
-
-    headers = list(headers)
-    body = b"\0" + varint(0) + varint(delta) + sized(key) + sized(value) + varint(len(headers))
-    body += b"".join(varint(len(name)) + name + sized(held) for name, held in headers)
-    return varint(len(body)) + body
-
-
-def batch(
-    contents: bytes, count: int, codec: int = 0, base: int = 0, last: int | None = None, raw: bool = False
-) -> bytes:
-    """As it lies in the log. raw: the contents are what is compressed already."""
-    packed = contents if raw else compressed(codec, contents)
-    last = count - 1 if last is None else last
-    tail = struct.pack(">hiqqqhii", codec, last, 1000, 1000, -1, -1, -1, count) + packed
-    head = struct.pack(">qiibI", base, len(tail) + 9, 0, 2, calc_crc32c(tail))
-    return head + tail
 
 
 def reading(data: bytes, at: int = 0) -> Any:
