@@ -48,19 +48,17 @@ _decode_entry = total(msgspec.json.Decoder(Entry).decode)
 class Skipped:
     """What a worker has skipped of one topic."""
 
-    _said: set[tuple[str, Kind]]
-
     def __init__(self, topic: str) -> None:
         self.topic = topic
-        self._said = set()
+        self._said: set[Kind] = set()
         for kind in KINDS:
             metrics.INTERNAL_SKIPPED.labels(topic, kind)
 
     def count(self, kind: Kind, detail: str) -> None:
         """One record more; the first of its kind is logged."""
         metrics.INTERNAL_SKIPPED.labels(self.topic, kind).inc()
-        if (self.topic, kind) not in self._said:
-            self._said.add((self.topic, kind))
+        if kind not in self._said:
+            self._said.add(kind)
             logger.error("%s: a record was skipped, further ones are counted only: %s: %s", self.topic, kind, detail)
 
     def read(self, decode: Callable[[bytes | None], T], record: Record) -> T | None:
@@ -94,10 +92,13 @@ class Skipped:
         if not text:
             self.count("key", f"{key!r} is no security")
             return False
-        return value is None or self.entry(value) != Entry() or value == _EMPTY
-
-
-_EMPTY = msgspec.json.encode(Entry())
+        try:
+            if value is not None:
+                _decode_entry(value)
+        except Rejected as error:
+            self.count(error.reason, error.detail)
+            return False
+        return True
 
 
 class Drawn:

@@ -23,12 +23,12 @@ from tests.topology import run_topology
 @click.option("--records", default=10_000, show_default=True, help="Of a round.")
 def main(minutes: float, seed: int | None, records: int) -> None:
     """Send mutated records to every topic until the time is up. Ends with an error at the first that is not right."""
-    asyncio.run(_rounds(minutes, int(time.time()) if seed is None else seed, records))
-
-
-async def _rounds(minutes: float, seed: int, records: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="tidemark-fuzz-"))
     folder.chmod(0o711)  # started by root, Postgres runs as a user of its own
+    asyncio.run(_rounds(folder, minutes, int(time.time()) if seed is None else seed, records))
+
+
+async def _rounds(folder: Path, minutes: float, seed: int, records: int) -> None:
     ports = Ports(folder / "ports.json")
     kafka = KafkaServer(folder / "kafka", folder / "kafka.log", ports)
     postgres = PostgresServer(folder / "postgres", folder / "postgres.log", ports)

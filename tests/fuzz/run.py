@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -38,7 +39,8 @@ _INPUTS: dict[str, Callable[[bytes | None], Any]] = {
     topics.TRANSACTIONS: records.decode_transaction,
 }
 _LARGEST = 2_000_000
-_BOMB = 64 * 2**20
+_BOMB, _LARGEST_BOMB = 64 * 2**20, 600 * 2**20
+_MOST_MEMORY = 512  # MiB; the manifests' limit is 1 GiB
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Sent:
     """What the broker has, by its place; what was aborted is not in it."""
 
     at: dict[tuple[str, int, int], Message] = field(default_factory=dict)
-    aborted: int = 0
+    aborted: list[Message] = field(default_factory=list)
 
     def of(self, names: Iterable[str]) -> list[tuple[tuple[str, int, int], Message]]:
         return [(place, message) for place, message in self.at.items() if place[0] in names]
@@ -115,8 +117,11 @@ class Fuzz:
                 assert error is None, error
                 into[message.topic, found.partition(), found.offset()] = message
 
+            key = message.key
+            if key is None and message.topic not in (*_INPUTS, topics.TRIGGERS, topics.STATUS, topics.DEAD_LETTERS):
+                key = b""  # the broker refuses a batch of a compacted topic that has a record without a key
             producer.produce(
-                self._settings.topic(message.topic), message.value, message.key, partition, told,
+                self._settings.topic(message.topic), message.value, key, partition, told,
                 headers=message.headers,
             )  # fmt: skip
             producer.poll(0)
@@ -134,23 +139,23 @@ class Fuzz:
             self._sent.at.update(into)
         else:
             producer.abort_transaction(60)
-            self._sent.aborted += len(into)
+            self._sent.aborted += into.values()
 
     async def _raw(self) -> None:
         """Batches that no producer makes: a bomb among good records, header names that are not UTF-8."""
         self._number += 1
         before, after, named = (_price(f"R{self._number}{part}") for part in ("before", "after", "named"))
         odd = batches.record(0, named, b"R", [(b"\xff\xfe", b"x")])
-        everywhere = [*_INPUTS, *_INTERNAL, topics.DEAD_LETTERS]
-        for topic, data in [(topics.PRICES, batches.bomb(_BOMB, before, after))] + [
-            (topic, batches.batch(odd, 1)) for topic in everywhere
-        ]:
-            first = await batches.send(self._settings.bootstrap_servers, self._settings.topic(topic), 0, data)
-            values = [(before, True), (b" ", False), (after, True)] if topic == topics.PRICES else []
-            if len(data) < 1000:
-                values = [(named, topic == topics.PRICES)]
-            for offset, (value, good) in enumerate(values, first):
-                self._sent.at[topic, 0, offset] = Message(topic, b"R", value, good=good, kind="raw")
+        for topic in (*_INPUTS, *_INTERNAL, topics.DEAD_LETTERS):
+            good = topic == topics.PRICES
+            size = _LARGEST_BOMB if good else _BOMB
+            for data, values in (
+                (batches.bomb(size, before, after), [(before, good), (b" ", False), (after, good)]),
+                (batches.batch(odd, 1), [(named, good)]),
+            ):
+                first = await batches.send(self._settings.bootstrap_servers, self._settings.topic(topic), 0, data)
+                for offset, (value, is_good) in enumerate(values, first):
+                    self._sent.at[topic, 0, offset] = Message(topic, b"R", value, good=is_good, kind="raw")
 
     # -- judging ---------------------------------------------------------------------------------------------------
 
@@ -205,7 +210,12 @@ class Fuzz:
             assert all(lag.lag == 0 for lag in await read_lag(self._settings, connection))
         finally:
             await connection.close()
-        return f"{len(self._sent.at)} records: {dict(seen)}, skipped {skipped}, {self._sent.aborted} aborted"
+        memory = {role: _peak(worker.pid) for role, worker in self._topology.stack.workers.items()}
+        assert max(memory.values()) < _MOST_MEMORY, memory
+        return (
+            f"{len(self._sent.at)} records: {dict(seen)}, skipped {skipped}, {len(self._sent.aborted)} aborted, "
+            f"memory at most {memory} MiB"
+        )
 
     async def _check_inputs(self) -> Counter[str]:
         letters = await self._letters()
@@ -229,6 +239,9 @@ class Fuzz:
             if (message.good and not applied) or (not message.good and not applied and reason is None):
                 lost.append((place, message.kind, reason, (message.value or b"")[:100]))
             seen["good" if message.good else reason or "accepted"] += 1
+        for message in self._sent.aborted:
+            if message.good and message.topic == topics.TRANSACTIONS:
+                assert json.loads(message.value or b"")["transaction_id"] not in stored[message.topic]
         assert not lost, f"{len(lost)} of {len(self._sent.at)}: {lost[:5]}"
         assert not letters, f"letters about nothing that was sent: {list(letters.items())[:5]}"
         return seen
@@ -277,6 +290,12 @@ class Fuzz:
         for topic in _INTERNAL:
             assert least[topic] <= counted[topic] <= least[topic] + most[topic], (topic, least, most, counted)
         return dict(counted)
+
+
+def _peak(pid: int | None) -> int:
+    """The most memory that the process has had, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
 def _identity(decoded: Any) -> Any:

@@ -84,7 +84,7 @@ def test_a_batch_longer_than_what_is_inflated_whole_is_read_record_by_record(cod
 
 @pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD])
 def test_a_record_that_is_too_large_is_refused_alone_and_its_neighbours_are_read(codec: int) -> None:
-    size = 40 * MIB
+    size = 8 * MIB
     data = record(0, b"before") + record(1, b" " * size, key=b"large") + record(2, b"after")
     records, position = read(batch(data, 3, codec))
     assert shown(records) == [(0, b"before"), (1, "too_large"), (2, b"after")]
@@ -105,12 +105,12 @@ def test_memory_does_not_grow_with_what_a_batch_inflates_to(codec: int) -> None:
         tracemalloc.stop()
         return most
 
-    assert peak(64 * MIB) < peak(16 * MIB) + MIB
+    assert peak(24 * MIB) < peak(6 * MIB) + MIB
 
 
 def test_others_have_their_turn_while_a_batch_is_long_in_inflating() -> None:
-    found = list(reading(batch(record(0, b" " * 100 * MIB), 1, ZSTD)))
-    assert len(found) - 1 >= 5
+    found = list(reading(batch(record(0, b" " * 64 * MIB), 1, ZSTD)))
+    assert len(found) - 1 >= 3
 
 
 class _Assignment:
@@ -127,7 +127,7 @@ class _Assignment:
 
 
 def test_a_chunk_is_bounded_in_bytes_and_empty_while_a_batch_is_long_in_inflating() -> None:
-    data = b"".join(record(n, b" " * (MIB - 1000)) for n in range(20)) + record(20, b" " * 40 * MIB) + record(21, b"x")
+    data = b"".join(record(n, b" " * (MIB - 1000)) for n in range(20)) + record(20, b" " * 20 * MIB) + record(21, b"x")
     result = fetcher.FetchResult(
         PLACE, assignment=_Assignment(), partition_records=reading(batch(data, 22, ZSTD)), backoff=0
     )
@@ -140,7 +140,7 @@ def test_a_chunk_is_bounded_in_bytes_and_empty_while_a_batch_is_long_in_inflatin
 
 
 def test_one_record_after_another_passes_over_what_is_long_in_inflating() -> None:
-    data = record(0, b" " * 40 * MIB) + record(1, b"x")
+    data = record(0, b" " * 20 * MIB) + record(1, b"x")
     result = fetcher.FetchResult(
         PLACE, assignment=_Assignment(), partition_records=reading(batch(data, 2, GZIP)), backoff=0
     )
@@ -154,8 +154,8 @@ def test_a_header_whose_name_is_no_utf8_does_not_refuse_its_record() -> None:
     assert records[1].headers == (("\ufffd", b"x"), ("ok", None))
 
 
-def test_a_million_headers_are_not_kept() -> None:
-    many = [(b"", None)] * 200_000
+def test_of_very_many_headers_only_some_are_kept() -> None:
+    many = [(b"", None)] * 20_000
     for data in (batch(record(0, b"v", headers=many), 1), batch(record(0, b"v", headers=[(b"\xff", b""), *many]), 1)):
         (found,), _ = read(data)
         assert found.value == b"v"
@@ -213,14 +213,14 @@ def test_messages_from_before_kafka_0_11_are_read(codec: int) -> None:
         builder.append(offset, 1000, b"k", b"old%d" % offset)
     assert shown(read(bytes(builder.build()))[0]) == [(0, b"old0"), (1, b"old1")]
     builder = LegacyRecordBatchBuilder(1, codec or GZIP, 40 * MIB)
-    builder.append(0, 1000, b"k", b" " * 30 * MIB)
+    builder.append(0, 1000, b"k", b" " * 18 * MIB)
     assert shown(read(bytes(builder.build()))[0]) == [(0, "malformed")]
 
 
 def test_whatever_the_bytes_are_the_position_moves_and_good_batches_are_read() -> None:
     chance = random.Random(11)
     good = batch(record(0, b"good"), 1, base=10)
-    for _ in range(3_000):
+    for _ in range(1_500):
         codec = chance.choice(ALL)
         contents = bytearray(b"".join(record(n, chance.randbytes(30), headers=[(b"h", b"x")]) for n in range(5)))
         for _ in range(chance.choice([1, 1, 2, 5])):
