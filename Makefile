@@ -7,7 +7,7 @@ PEERS  := .venv-bench/.installed
 OLDEST ?= /usr/lib/postgresql/15/bin
 IN_PROCESSES := --numprocesses $(or $(PROCESSES),2) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test unit oldest-postgres chaos peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
+.PHONY: setup demo test unit oldest-postgres chaos fuzz peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -43,6 +43,9 @@ oldest-postgres: setup  ## every test that needs only Postgres, on Debian's vers
 chaos: setup  ## SEED=1 MINUTES=5: break a whole topology from seeds, one run after another; or SEEDS=1-20 TABLE=file.json
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(TABLE),--table $(TABLE))
+
+fuzz: setup  ## MINUTES=5: mutated records to every topic, round after round, each with a seed of its own; or SEED=1
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 peers: $(PEERS)  ## what some benchmarks compare with and what draws, in an environment of its own; without it: left out
 

@@ -212,6 +212,12 @@ async def issue(
     return {row["security_id"]: row["seq"] for row in rows}
 
 
+async def last_seq(connection: Connection) -> int:
+    """The highest number drawn so far, or a little more."""
+    number: int = await connection.fetchval("select last_value from correction_seq")
+    return number
+
+
 async def settle(connection: Connection, security_ids: Sequence[str]) -> list[Right]:
     """Mark right what is reset and valued again, and announce it (BOOKS_RIGHT).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -66,12 +66,21 @@ class DeadLetter(msgspec.Struct, frozen=True):
     detail: str
 
 
+_EARLIEST = date(1900, 1, 1)
+_Seq = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+
+
 class Job(msgspec.Struct, frozen=True):
     """RESET_WATERMARKS for one security from one date; covers corrections up to seq (contract, Output topics)."""
 
-    job_id: int
-    security_id: str
+    job_id: _Seq
+    security_id: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
     earliest_impacted_date: date
-    seq: int
-    created_at: datetime
-    job_type: str = "RESET_WATERMARKS"
+    seq: _Seq
+    created_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    job_type: Annotated[str, msgspec.Meta(max_length=40)] = "RESET_WATERMARKS"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for dates that no late input has, or that are none in another time zone."""
+        if self.earliest_impacted_date < _EARLIEST or not 1900 <= self.created_at.year < 9999:
+            raise ValueError(f"{self.earliest_impacted_date}, {self.created_at}: not between 1900 and 9999")

@@ -19,12 +19,12 @@ from sinks import outbox
 from sinks.database import Pool, connect_pool, is_transient
 from sinks.offsets import Offsets, Place
 from sinks.session import PATIENCE
-from streams import logs, tracing
+from streams import codecs, logs, tracing
 from streams.kafka_clients import password, ssl_context, token_provider
 from streams.membership import Lease
 from streams.pulse import Pulse
 from streams.settings import Settings
-from streams.table_recovery import Tables
+from streams.table_recovery import Table, Tables
 from streams.transport import BatchApp, BatchLimits
 from streams.trials import Trials
 from streams.web.access import Access, protect
@@ -70,6 +70,7 @@ class App(BatchApp):
 
     def __init__(self, role: str, settings: Settings) -> None:
         settings.check_web()
+        codecs.check()
         self.role = role
         self.settings = settings
         self._pool: Pool | None = None
@@ -244,6 +245,7 @@ def _faust_settings(role: str, settings: Settings, access: Access) -> dict[str, 
         "logging_config": logs.configuration() if settings.log_format == "json" else None,
         "Monitor": _Monitor,
         "Router": _Router,
+        "Table": Table,
         "TableManager": Tables,
     }
 

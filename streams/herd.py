@@ -16,9 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-import msgspec
-
-from sinks import limiter, resets
+from sinks import corrections, limiter, resets
 from sinks.chunks import ChunkSize
 from sinks.database import Connection, Pool, is_transient
 from sinks.limiter import Reservation
@@ -26,7 +24,8 @@ from sinks.model import Job
 from sinks.offsets import Batch, Fenced, Offsets, Overburdened, Place, Record, Released, Stopping
 from sinks.resets import JobMoved, OpenJob, SmallChunk
 from sinks.window import Lane, Plan, Window, Work
-from streams import logs, metrics
+from streams import internal, logs, metrics, topics
+from streams.internal import Drawn, Skipped
 from streams.settings import Settings
 from streams.tracing import Traces
 
@@ -41,7 +40,6 @@ _FIRST_CHUNK = 2_000  # keys, until there is something to learn from
 _SMALLEST_CHUNK = 50  # keys: below it the fixed cost of a chunk is most of it
 _LOOK_SECONDS = 0.25  # how soon new batches and rates are noticed while there is nothing else to do
 _STEER_SECONDS = 0.5  # how soon a priority is
-_job = msgspec.json.Decoder(Job)
 
 
 class Host(Protocol):
@@ -75,6 +73,8 @@ class Herd:
         self._jobs: dict[Lane, dict[int, OpenJob]] = {}
         self._most = app.settings.reset_chunk_rows
         self._steered = 0.0
+        self._skipped = Skipped(app.settings.topic(topics.JOBS))
+        self._drawn = Drawn(lambda: self._patiently(corrections.last_seq))
         largest = app.settings.reset_chunk_rows
         target = app.settings.reset_chunk_target_ms / 1000
         self._size = ChunkSize(min(_FIRST_CHUNK, largest), largest, target, _SMALLEST_CHUNK)
@@ -144,7 +144,8 @@ class Herd:
         lane = Lane(batch.topic, batch.partition, batch.epoch)
         try:
             records = self._app.offsets.fresh(batch, self._window.read_to(lane))
-            jobs, offsets = decode(records)
+            jobs, offsets = decode(records, self._skipped)
+            jobs = [job for job in jobs if await self._is_drawn(job)]
             opened = await self._step(lane, lambda c: resets.open_jobs(c, jobs), len(jobs)) if jobs else []
         except Fenced as outcome:
             self._fenced(lane, outcome)
@@ -154,6 +155,12 @@ class Herd:
         self._window.take(lane, left, batch.next_offset)
         await self._pass(lane)
         self._app.outbox_written()
+
+    async def _is_drawn(self, job: Job) -> bool:
+        if await self._drawn.holds(max(job.job_id, job.seq)):
+            return True
+        self._skipped.count("number", f"job {job.job_id} up to {job.seq} has not been drawn")
+        return False
 
     async def _pass(self, lane: Lane) -> None:
         """Tombstones and finished jobs at the front of the lane: the offset alone."""
@@ -303,20 +310,17 @@ class Herd:
         raise Stopping
 
 
-def decode(records: Sequence[Record]) -> tuple[list[Job], dict[int, int]]:
+def decode(records: Sequence[Record], skipped: Skipped) -> tuple[list[Job], dict[int, int]]:
     """The jobs, without tombstones, and the offset of each one's last record."""
     jobs: dict[int, Job] = {}
     offsets: dict[int, int] = {}
     for record in records:
         if record.value is None:
             continue
-        try:
-            job = _job.decode(record.value)
-        except msgspec.DecodeError as error:  # the trigger agent is the only writer; the ledger issues it again
-            logger.error("job record at offset %d is unreadable, ignored: %s", record.offset, error)
-            continue
-        jobs[job.job_id] = job
-        offsets[job.job_id] = record.offset
+        job = skipped.read(internal.decode_job, record)
+        if job:
+            jobs[job.job_id] = job
+            offsets[job.job_id] = record.offset
     return list(jobs.values()), offsets
 
 

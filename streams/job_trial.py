@@ -8,7 +8,9 @@ from typing import Any
 from sinks import resets
 from sinks.database import Connection
 from sinks.offsets import Batch
+from streams import topics
 from streams.herd import Herd, Host, decode
+from streams.internal import Skipped
 
 _LARGEST_ID = 2**63 - 1
 
@@ -18,6 +20,7 @@ class JobSubject:
 
     def __init__(self, app: Host) -> None:
         self._app = app
+        self._skipped = Skipped(app.settings.topic(topics.JOBS))
 
     async def attempt(self, batch: Batch, alive: Callable[[], None]) -> None:
         """Open the job and work it to its end, under the cluster-wide rate."""
@@ -25,7 +28,7 @@ class JobSubject:
 
     async def vouch(self, batch: Batch) -> bool:
         """Open the job and take that back."""
-        jobs, _ = decode(batch.records)
+        jobs, _ = decode(batch.records, self._skipped)
         if jobs:
             await self._app.offsets.rehearse(batch, lambda c: resets.open_jobs(c, jobs))
         return bool(jobs)

@@ -1,12 +1,15 @@
-"""Connection settings of plain Kafka clients (producers, admin), from Tidemark's settings."""
+"""Connection settings of Kafka clients, from Tidemark's settings; and how consumers read what they fetch."""
 
 from __future__ import annotations
 
 import ssl
 from typing import TypedDict
 
+from streams import fetched
 from streams.oauth import TokenProvider
 from streams.settings import Settings, SettingsError
+
+fetched.install()  # here, since whoever connects to Kafka imports this module
 
 
 class ClientSettings(TypedDict, total=False):

@@ -34,6 +34,9 @@ KEYS_VALUED = Counter("valuation_keys", "Keys valued")
 SNAPSHOTS_WRITTEN = Counter("valuation_snapshots_written", "Snapshots inserted, changed or removed")
 OUTBOX_PUBLISHED = Counter("outbox_events_published", "Events acknowledged by the broker")
 ROWS_RETIRED = Counter("retention_rows_removed", "Superseded history and finished jobs removed by age")
+INTERNAL_SKIPPED = Counter(
+    "internal_records_skipped", "Records of internal topics that are none of ours, by why", ["topic", "kind"]
+)
 TRIGGER_EVENTS = Counter("trigger_events", "Events taken by the trigger agent", ["kind"])
 
 AUDIT_DIFFERENCES = Counter("audit_differences", "Differences that the background auditor found, each counted once")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
-from functools import lru_cache
-from typing import Annotated, Literal, TypeVar
+from functools import lru_cache, wraps
+from typing import Annotated, Literal, Self, TypeVar
 
 import msgspec
 
@@ -34,7 +35,20 @@ class Rejected(Exception):  # noqa: N818 - an outcome, not an error of this prog
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason: Reason = reason
-        self.detail = detail
+        self.detail = detail.encode(errors="replace").decode()  # a lone surrogate could not be stored
+
+
+class Refused(bytes):
+    """The value of a record that could not be read from its topic: as much of it as is kept, with the reason."""
+
+    reason: Reason
+    detail: str
+
+    def __new__(cls, kept: bytes | bytearray | memoryview, reason: Reason, detail: str) -> Self:
+        """kept: at most LARGEST_RECORD bytes and one, so that nobody takes them for the whole."""
+        value = super().__new__(cls, kept)
+        value.reason, value.detail = reason, detail
+        return value
 
 
 _BigInt = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -67,21 +81,55 @@ class _Price(msgspec.Struct, gc=False):
     revision: _BigInt = 0
 
 
-S = TypeVar("S", _BusinessDate, _Price, _Transaction)
+T = TypeVar("T")
+_Decode = Callable[[bytes | None], T]
 
 _business_date = msgspec.json.Decoder(_BusinessDate)
 _price = msgspec.json.Decoder(_Price)
 _transaction = msgspec.json.Decoder(_Transaction)
 
 
-def decode_business_date(value: bytes | None) -> date:
+def total(decode: Callable[[bytes], T]) -> _Decode[T]:
+    """Make every failure of a decoder a rejection, whatever the bytes are: the one place that decides on the reason."""
+
+    @wraps(decode)
+    def decoded(value: bytes | None) -> T:
+        if value is None:
+            raise Rejected("malformed", "a tombstone: no value")
+        if isinstance(value, Refused):
+            raise Rejected(value.reason, value.detail)
+        if len(value) > LARGEST_RECORD:
+            raise Rejected("too_large", too_large(len(value)))
+        try:
+            str(value, "utf-8")  # msgspec does not look into fields that it skips
+            return decode(value)
+        except (Rejected, MemoryError):
+            raise
+        except msgspec.ValidationError as error:
+            raise Rejected("invalid", str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Rejected("malformed", str(error)) from None
+        except Exception as error:
+            raise Rejected("malformed", f"{type(error).__name__}: {error}") from None
+
+    return decoded
+
+
+def too_large(size: int) -> str:
+    """The detail of a record that is larger than what is taken."""
+    return f"{size} bytes; at most {LARGEST_RECORD} are taken"
+
+
+@total
+def decode_business_date(value: bytes) -> date:
     """A record of business-dates. Raises Rejected."""
-    return _day(_decode(_business_date, value).business_date, "business_date")
+    return _day(_business_date.decode(value).business_date, "business_date")
 
 
-def decode_price(value: bytes | None) -> Price:
+@total
+def decode_price(value: bytes) -> Price:
     """A record of prices. Raises Rejected."""
-    wire = _decode(_price, value)
+    wire = _price.decode(value)
     price = _decimal(wire.price, "price")
     if price <= _ZERO:
         raise Rejected("invalid", f"price: must be above zero, got {price}")
@@ -94,9 +142,10 @@ def decode_price(value: bytes | None) -> Price:
     )
 
 
-def decode_transaction(value: bytes | None) -> Transaction:
+@total
+def decode_transaction(value: bytes) -> Transaction:
     """A record of transactions; a missing gross_transaction_amount is quantity x price. Raises Rejected."""
-    wire = _decode(_transaction, value)
+    wire = _transaction.decode(value)
     quantity = _not_negative(wire.quantity, "quantity")
     price = _not_negative(wire.price, "price")
     if wire.transaction_type == "SPLIT" and quantity == 0:
@@ -121,19 +170,6 @@ def decode_transaction(value: bytes | None) -> Transaction:
     )
 
 
-def _decode(decoder: msgspec.json.Decoder[S], value: bytes | None) -> S:
-    if value is None:
-        raise Rejected("malformed", "a tombstone: no value")
-    if len(value) > LARGEST_RECORD:
-        raise Rejected("too_large", f"{len(value)} bytes; at most {LARGEST_RECORD} are taken")
-    try:
-        return decoder.decode(value)
-    except msgspec.ValidationError as error:
-        raise Rejected("invalid", str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Rejected("malformed", str(error)) from None
-
-
 def _name(text: str, field: str) -> str:
     if text.isprintable() and 0 < len(text) <= 200:  # nearly all are; the rest need a closer look
         return text
@@ -156,7 +192,9 @@ def _decimal(raw: msgspec.Raw, field: str) -> Decimal:
     if len(literal) > 1000:
         raise Rejected("invalid", f"{field}: a number of {len(literal)} characters")
     value = Decimal(literal)
-    if value.adjusted() >= 18 and value != 0:
+    if not value:
+        return _ZERO  # whatever its exponent
+    if value.adjusted() >= 18:
         raise Rejected("invalid", f"{field}: more than 18 digits before the point")
     return _rounded(value)
 

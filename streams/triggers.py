@@ -14,9 +14,11 @@ from typing import Any
 
 import msgspec
 
-from streams import health, logs, metrics, observer, topics
+from sinks import corrections
+from streams import health, internal, logs, metrics, observer, topics
 from streams.app import App
 from streams.hourly import HourlyLimit
+from streams.internal import Drawn, Skipped
 from streams.settings import load
 from streams.web import console
 from streams.write_behind import WriteBehind
@@ -34,9 +36,10 @@ for each in (topics.TRIGGERS, topics.STATUS):
 
 _skips = HourlyLimit(app.settings.poison_verdicts_per_hour)
 _TRIGGERS = app.settings.topic(topics.TRIGGERS)
-_entry = msgspec.json.Decoder(Entry)
-_trigger = msgspec.json.Decoder(Trigger)
-_status = msgspec.json.Decoder(Status)
+_STATUS = app.settings.topic(topics.STATUS)
+_HIGHEST = 2**63 - 1
+_skipped = {name: Skipped(name) for name in (_TRIGGERS, _STATUS)}
+_rows = Skipped(topics.changelog(app.settings))
 
 jobs = app.topic(app.settings.topic(topics.JOBS), key_type=bytes, value_type=bytes)
 table = app.Table(
@@ -46,10 +49,19 @@ table = app.Table(
     partitions=app.settings.internal_partitions,
     options={"block_cache_size": 64 << 20, "write_buffer_size": 8 << 20, "max_open_files": 256},
 )
-console.add_pages(app, table, _entry.decode)
+table.readable = _rows.holds
+console.add_pages(app, table, lambda value: _rows.entry(value) or Entry())
 
 
-@app.agent(app.topic(_TRIGGERS, app.settings.topic(topics.STATUS), key_type=bytes, value_type=bytes))
+async def _last_seq() -> int:
+    async with (await app.pool()).acquire() as connection:
+        return await corrections.last_seq(connection)
+
+
+_drawn = Drawn(_last_seq)
+
+
+@app.agent(app.topic(_TRIGGERS, _STATUS, key_type=bytes, value_type=bytes))
 async def decide(stream: Any) -> None:
     """Triggers and statuses → jobs and the table. An error stops the worker with the events unacknowledged."""
     run = WriteBehind(app, table, stream)
@@ -66,46 +78,59 @@ async def decide(stream: Any) -> None:
 
 
 async def _take(run: WriteBehind, event: Any) -> None:
-    decided = _survive(run.get(event.key), event)
-    if decided is None:
+    found = await _read(event)
+    if found is None:
         return
-    entry, decision = decided
+    entry = _rows.entry(run.get(event.key))
+    if entry and not await _drawn.holds(entry.highest):
+        _rows.count("number", f"{entry.highest} has not been drawn")
+        entry = Entry()
+    decision = _decide(event, entry, found)
+    if decision is None:
+        return
     if decision.publish or decision.release:
         run.published(await _publish(event.key, entry, decision))
     if decision.entry != entry:
         run.set(event, None if decision.entry is None else msgspec.json.encode(decision.entry))
 
 
-def _survive(value: bytes | None, event: Any) -> tuple[Entry | None, Decision] | None:
-    """The key's entry and what follows from the event; None for an event that fails again and again, which is skipped.
+def _decide(event: Any, entry: Entry | None, found: Trigger | Status) -> Decision | None:
+    """What follows from the event; None for one that fails, which is skipped.
 
-    Nothing here waits for anything, so what fails each time fails by itself. The ledger triggers again what was lost.
+    Nothing here waits for anything, so what fails once fails each time. The ledger triggers again what was lost.
     Raises at the hour's limit of such events: then something else is wrong, and the worker stops.
     """
-    settings = app.settings
-    for attempt in range(1, settings.poison_attempts + 1):
-        try:
-            entry = None if value is None else _entry.decode(value)
-            return entry, _decide(event, entry)
-        except Exception as error:
-            name, place = event.message.topic, f"{event.message.topic}[{event.message.partition}]"
-            if attempt < settings.poison_attempts:
-                continue
-            if not _skips.allow(time.monotonic()):
-                raise
-            metrics.DEAD_LETTERS.labels(name.removeprefix(settings.topic_prefix), "poison").inc()
-            logger.critical("%s: the event at offset %d is passed over as poison: %s: %s",
-                            place, event.message.offset, type(error).__name__, error)  # fmt: skip
-    return None
-
-
-def _decide(event: Any, entry: Entry | None) -> Decision:
     now = datetime.now(UTC)
+    try:
+        if isinstance(found, Trigger):
+            return triggers.on_trigger(entry, found, now)
+        return triggers.on_status(entry, found, now)
+    except Exception as error:
+        if not _skips.allow(time.monotonic()):
+            raise
+        topic, place = event.message.topic, f"{event.message.topic}[{event.message.partition}]"
+        metrics.DEAD_LETTERS.labels(topic.removeprefix(app.settings.topic_prefix), "poison").inc()
+        logger.critical("%s: the event at offset %d is passed over as poison: %s: %s",
+                        place, event.message.offset, type(error).__name__, error)  # fmt: skip
+        return None
+
+
+async def _read(event: Any) -> Trigger | Status | None:
+    """What the event says; None where it says nothing that could be true."""
+    found: Trigger | Status | None
+    skipped = _skipped[event.message.topic]
     if event.message.topic == _TRIGGERS:
         metrics.TRIGGER_EVENTS.labels("trigger").inc()
-        return triggers.on_trigger(entry, _trigger.decode(event.value), now)
-    metrics.TRIGGER_EVENTS.labels("status").inc()
-    return triggers.on_status(entry, _status.decode(event.value), now)
+        found = skipped.read(internal.decode_trigger, event)
+        number = found.seq if found else 0
+    else:
+        metrics.TRIGGER_EVENTS.labels("status").inc()
+        found = skipped.read(internal.decode_status, event)
+        number = found.job_id if found else 0
+    if found and not await _drawn.holds(number):
+        skipped.count("number", f"{number} has not been drawn")
+        return None
+    return found
 
 
 async def _publish(key: bytes, before: Entry | None, decision: Decision) -> Awaitable[Any]:
@@ -123,10 +148,10 @@ async def _publish(key: bytes, before: Entry | None, decision: Decision) -> Awai
 
 
 def _about(event: Any) -> dict[str, Any]:
-    """security_id, event_id, and seq of a trigger or job_id of a status, as far as the headers have them."""
-    found: dict[str, Any] = {"security_id": event.key.decode(errors="replace")}
+    """security_id, event_id, and seq of a trigger or job_id of a status, as far as key and headers have them."""
+    found: dict[str, Any] = {"security_id": (event.key or b"").decode(errors="replace")}
     for name in ("event_id", "seq", "job_id"):
-        value = (event.headers or {}).get(name, b"")
-        if value.isdigit():
+        value = (event.headers or {}).get(name) or b""
+        if value.isdigit() and len(value) < 20 and int(value) <= _HIGHEST:
             found[name] = int(value)
     return found

@@ -8,39 +8,53 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Annotated
 
 import msgspec
 
 REPAIR = "repair"
 _TERMINAL = frozenset({"COMPLETE", "FAILED", "CANCELLED"})
 
+_Seq = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+_Word = Annotated[str, msgspec.Meta(max_length=40)]
+_EARLIEST = date(1900, 1, 1)
+
 
 class Trigger(msgspec.Struct, frozen=True):
     """The earliest date that late input touches; covers corrections of the security up to seq."""
 
-    security_id: str
+    security_id: _Name
     earliest_impacted_date: date
-    seq: int
-    reason: str
+    seq: _Seq
+    reason: _Word
+
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        _check_date(self.earliest_impacted_date)
 
 
 class Job(msgspec.Struct, frozen=True):
     """One RESET_WATERMARKS job (contract, Output topics)."""
 
-    job_id: int
-    security_id: str
+    job_id: _Seq
+    security_id: _Name
     earliest_impacted_date: date
-    seq: int
-    created_at: datetime
-    job_type: str = "RESET_WATERMARKS"
+    seq: _Seq
+    created_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    job_type: _Word = "RESET_WATERMARKS"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        _check_date(self.earliest_impacted_date)
 
 
 class Status(msgspec.Struct, frozen=True):
     """What became of a job; further fields do not matter here."""
 
-    job_id: int
-    security_id: str
-    status: str
+    job_id: _Seq
+    security_id: _Name
+    status: _Word
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -48,6 +62,20 @@ class Entry(msgspec.Struct, frozen=True):
 
     in_flight: Job | None = None
     pending: Trigger | None = None
+
+    @property
+    def highest(self) -> int:
+        """The highest number that it names."""
+        return max(
+            self.in_flight.job_id if self.in_flight else 0,
+            self.in_flight.seq if self.in_flight else 0,
+            self.pending.seq if self.pending else 0,
+        )
+
+
+def _check_date(day: date) -> None:
+    if day < _EARLIEST:
+        raise ValueError(f"{day} is before {_EARLIEST}")
 
 
 @dataclass(frozen=True, slots=True)

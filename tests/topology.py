@@ -111,6 +111,12 @@ class Topology:
         return found
 
 
+async def draw(dsn: str) -> None:
+    """Have the ledger draw many numbers, so that triggers may be sent which it has not issued."""
+    async with await connect_pool(dsn, size=1) as pool:
+        await pool.fetchval("select setval('correction_seq', 10_000_000)")
+
+
 def settings_for(broker_url: str, database_url: str, folder: Path, **changes: Any) -> Settings:
     """A topology's settings: small, and under a prefix of its own unless one is given."""
     prefix = changes.pop("topic_prefix", None) or f"t{uuid.uuid4().hex[:8]}-"

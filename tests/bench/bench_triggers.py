@@ -14,6 +14,7 @@ from streams import topics
 from tests.bench.harness import Bench, Work
 from tests.bench.sending import send
 from tests.exported import exported
+from tests.topology import draw
 
 _PARTITIONS = 1
 _WAIT_SECONDS = 300.0
@@ -43,6 +44,7 @@ async def _worker(bench: Bench, *module: str) -> AsyncIterator[Stack]:
         settings = await bench.settings(dsn, internal_partitions=_PARTITIONS)
         stack = Stack(settings, roles=["triggers"], program=[sys.executable, "-m", *module])
         await stack.start()
+        await draw(settings.dsn)
         try:
             yield stack
         finally:

@@ -18,7 +18,7 @@ from deploy.local.stack import Stack
 from streams import topics
 from tests.exported import exported
 from tests.integration.test_table_restore import KEYS, ROUNDS, Entries, entries, fill, log_of, restores, stack_with
-from tests.topology import settings_for, until
+from tests.topology import draw, settings_for, until
 
 
 async def has_its_copies(stack: Stack) -> bool:
@@ -45,6 +45,7 @@ class Pair:
         """With a changelog of some length, until each has its copies."""
         self._held = await fill(self._settings)
         await self.first.start()
+        await draw(self._settings.dsn)
         await self.second.start()
         await self.copied(self.first, self.second)
 

@@ -22,7 +22,7 @@ from streams.settings import Settings
 from streams.topics import ensure_topics
 from tests.exported import exported
 from tests.reading import read_all
-from tests.topology import Topology, run_topology, settings_for, until
+from tests.topology import Topology, draw, run_topology, settings_for, until
 
 _BURST = 2_000
 _OTHERS = 100
@@ -92,6 +92,7 @@ async def in_flight(topology: Topology, security: str) -> bool:
 async def test_a_burst_costs_few_writes(kafka: str, empty_database: str, folder: Path) -> None:
     async with run_topology(kafka, empty_database, folder, roles=["triggers"], internal_partitions=1) as topology:
         settings = topology.settings
+        await draw(settings.dsn)
         await send(settings, [trigger("S", 1, 28)])
         await until(lambda: in_flight(topology, "S"), "a job in flight")
         before = await end(settings, topics.changelog(settings))
@@ -113,6 +114,7 @@ async def test_a_burst_costs_few_writes(kafka: str, empty_database: str, folder:
 
 async def test_nothing_of_a_burst_is_lost_with_its_worker(kafka: str, empty_database: str, folder: Path) -> None:
     async with run_topology(kafka, empty_database, folder, roles=["triggers"], internal_partitions=1) as topology:
+        await draw(topology.settings.dsn)
         await send(topology.settings, [trigger("S", 1, 28)])
         await until(lambda: in_flight(topology, "S"), "a job in flight")
         worker = topology.stack.workers["triggers"]
@@ -168,6 +170,7 @@ async def test_a_rebalance_and_a_stop_end_a_run_that_is_open(kafka: str, empty_d
     second = Stack(settings.model_copy(update={"data_dir": folder / "second"}), roles=["triggers"])
     await first.start()
     try:
+        await draw(settings.dsn)
         await send(settings, [trigger("S", 1, 5)])
         await until(lambda: taken(first), "a trigger taken")
         await second.start()
