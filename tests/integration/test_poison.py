@@ -161,7 +161,9 @@ async def test_a_job_that_no_worker_survives_is_passed_over(kafka: str, database
                 "created_at": "2025-01-02T00:00:00Z",
             }  # fmt: skip
             headers = [("job_id", str(job_id).encode())]
-            await producer.send(settings.topic("reprocessing-jobs"), json.dumps(job).encode(), headers=headers)
+            await producer.send_and_wait(
+                settings.topic("reprocessing-jobs"), json.dumps(job).encode(), key=security.encode(), headers=headers
+            )
         await producer.stop()
 
         async def passed() -> bool:
