@@ -161,7 +161,9 @@ async def test_a_job_that_no_worker_survives_is_passed_over(kafka: str, database
                 "created_at": "2025-01-02T00:00:00Z",
             }  # fmt: skip
             headers = [("job_id", str(job_id).encode())]
-            await producer.send(settings.topic("reprocessing-jobs"), json.dumps(job).encode(), headers=headers)
+            await producer.send_and_wait(
+                settings.topic("reprocessing-jobs"), json.dumps(job).encode(), key=security.encode(), headers=headers
+            )
         await producer.stop()
 
         async def passed() -> bool:
@@ -171,7 +173,11 @@ async def test_a_job_that_no_worker_survives_is_passed_over(kafka: str, database
         jobs = await connection.fetch("select security_id, status from reprocessing_jobs order by job_id")
         assert [tuple(job) for job in jobs] == [("A", "COMPLETE"), ("B", "COMPLETE")]
         assert await connection.fetchval("select record_offset from suspects where condemned_at is not null") == 1
-        async with aiohttp.ClientSession() as web, web.get(f"{stack.worker_url('resets')}/metrics") as answer:
-            text = await answer.text()
-        assert 'dead_letters_total{reason="poison",topic="reprocessing-jobs"} 1.0' in text
-        assert 'partitions_in_trial{topic="reprocessing-jobs"} 0.0' in text
+
+        async def trial_is_over() -> bool:
+            async with aiohttp.ClientSession() as web, web.get(f"{stack.worker_url('resets')}/metrics") as answer:
+                text = await answer.text()
+            assert 'dead_letters_total{reason="poison",topic="reprocessing-jobs"} 1.0' in text
+            return 'partitions_in_trial{topic="reprocessing-jobs"} 0.0' in text
+
+        await until(trial_is_over, "the end of the trial")
