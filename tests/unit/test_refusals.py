@@ -25,7 +25,11 @@ SPLIT = trade(transaction_type="SPLIT", quantity=0)
         (decode_price, b" " * (LARGEST_RECORD + 1), "too_large: 1048577 bytes; at most 1048576 are taken"),
         (decode_business_date, b'{"business_date":"1 May"}', "business_date: not an ISO date (YYYY-MM-DD): 1 May"),
         (decode_business_date, b'{"business_date":"2025-02-30"}', "business_date: day is out of range for month"),
-        (decode_price, price(price_date="1899-12-31"), "price_date: 1899-12-31 is not between 1900-01-01 and 9999-12-30"),
+        (
+            decode_price,
+            price(price_date="1899-12-31"),
+            "price_date: 1899-12-31 is not between 1900-01-01 and 9999-12-30",
+        ),
         (decode_price, price(price="0"), "price: must be above zero, got 0"),
         (decode_price, price(price="x"), "price: not a decimal number: x"),
         (decode_price, price(security_id=""), "security_id: empty"),
