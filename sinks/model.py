@@ -66,7 +66,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     detail: str
 
 
-_EARLIEST = date(1900, 1, 1)
+_EARLIEST, _LATEST = date(1900, 1, 1), date(9999, 12, 30)  # the day after it is infinity, to asyncpg
 _Seq = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
@@ -82,5 +82,5 @@ class Job(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Raises ValueError for dates that no late input has, or that are none in another time zone."""
-        if self.earliest_impacted_date < _EARLIEST or not 1900 <= self.created_at.year < 9999:
-            raise ValueError(f"{self.earliest_impacted_date}, {self.created_at}: not between 1900 and 9999")
+        if not (_EARLIEST <= self.earliest_impacted_date <= _LATEST and 1900 <= self.created_at.year < 9999):
+            raise ValueError(f"{self.earliest_impacted_date}, {self.created_at}: not between {_EARLIEST} and {_LATEST}")

@@ -29,7 +29,7 @@ CODEC = 0x07
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 HEADER_BYTES = _HEADER.size
 _LOG_APPEND_TIME = 0x08
-_AT_A_STRETCH = 16 * 1024 * 1024  # bytes that are inflated before others have their turn
+_AT_A_STRETCH = 64 * 1024 * 1024  # bytes that are inflated before others have their turn
 _LONGEST_VARINT = 10
 
 

@@ -26,7 +26,7 @@ _TIMESTAMP = re.compile(
     re.ASCII,
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_EARLIEST, _LATEST = date(1900, 1, 1), date(9999, 12, 31)
+_EARLIEST, _LATEST = date(1900, 1, 1), date(9999, 12, 30)  # the day after it is infinity, to asyncpg
 
 
 class Rejected(Exception):  # noqa: N818 - an outcome, not an error of this program
@@ -228,7 +228,7 @@ def _day(text: str, field: str) -> date:
 
 def _in_range(day: date, field: str) -> date:
     if not _EARLIEST <= day <= _LATEST:
-        raise Rejected("invalid", f"{field}: {day} is not between 1900 and 9999")
+        raise Rejected("invalid", f"{field}: {day} is not between {_EARLIEST} and {_LATEST}")
     return day
 
 

@@ -18,7 +18,7 @@ _TERMINAL = frozenset({"COMPLETE", "FAILED", "CANCELLED"})
 _Seq = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
 _Word = Annotated[str, msgspec.Meta(max_length=40)]
-_EARLIEST = date(1900, 1, 1)
+_EARLIEST, _LATEST = date(1900, 1, 1), date(9999, 12, 30)  # the day after it is infinity, to asyncpg
 
 
 class Trigger(msgspec.Struct, frozen=True):
@@ -74,8 +74,8 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 def _check_date(day: date) -> None:
-    if day < _EARLIEST:
-        raise ValueError(f"{day} is before {_EARLIEST}")
+    if not _EARLIEST <= day <= _LATEST:
+        raise ValueError(f"{day} is not between {_EARLIEST} and {_LATEST}")
 
 
 @dataclass(frozen=True, slots=True)

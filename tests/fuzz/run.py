@@ -89,6 +89,12 @@ class Fuzz:
         await until(self._at_the_end, "every role's offset at the end of each log")
         await until(self._nothing_left, "nothing left to do")
 
+    def markers_last(self) -> None:
+        """Transactions, committed and aborted, whose markers are the last of each log."""
+        for commits in (True, False):
+            for partition in range(2):
+                self._transaction([_last(topic) for topic in _INPUTS], commits, partition)
+
     # -- sending ---------------------------------------------------------------------------------------------------
 
     def _producer(self, codec: str = "none", **more: Any) -> Producer:
@@ -126,13 +132,13 @@ class Fuzz:
             )  # fmt: skip
             producer.poll(0)
 
-    def _transaction(self, chosen: Sequence[Message], commits: bool) -> None:
+    def _transaction(self, chosen: Sequence[Message], commits: bool, partition: int = -1) -> None:
         self._number += 1
         producer = self._producer(**{"transactional.id": f"{self._settings.topic_prefix}{self._number}"})
         producer.init_transactions(60)
         producer.begin_transaction()
         into: dict[tuple[str, int, int], Message] = {}
-        self._hand_over(producer, chosen, into)
+        self._hand_over(producer, chosen, into, partition)
         assert producer.flush(60) == 0
         if commits:
             producer.commit_transaction(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinks.model import Price
-from streams.records import LARGEST_RECORD, Rejected, decode_business_date, decode_price, decode_transaction
+from streams.records import LARGEST_RECORD, Rejected, decode_business_date, decode_price, decode_transaction, total
 
 TRADE: dict[str, Any] = {
     "transaction_id": "T1",
@@ -87,13 +88,50 @@ def test_ids_are_short_and_printable(name: str) -> None:
     assert refusal(decode_transaction, trade(transaction_id=name)).reason == "invalid"
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"security_id":"S","price_date":"2025-01-01","price":"1\xff"}',
+        b'{"security_id":"S","price_date":"2025-01-01","price":1,"note":"\xff"}',
+        b'{"security_id":"S","price_date":"2025-01-01","price":1,"\xff":1}',
+        b'{"security_id":"S","price_date":"2025-01-01","price":1,"note":"\xed\xa0\x80"}',
+        b'{"security_id":"S\\ud800","price_date":"2025-01-01","price":1}',
+        b'{"security_id":"S","price_date":"2025-01-01","price":1,"note":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+    ],
+)
+def test_what_is_no_utf8_or_no_json_anywhere_is_malformed(value: bytes) -> None:
+    assert refusal(decode_price, value).reason == "malformed"
+
+
+def test_whatever_a_decoder_raises_is_a_rejection() -> None:
+    @total
+    def decode(value: bytes) -> None:
+        raise {b"a": KeyError, b"b": ZeroDivisionError, b"c": UnicodeError}[value]("\ud800")
+
+    for value in (b"a", b"b", b"c", b"d"):
+        refused = refusal(decode, value)
+        assert refused.reason == "malformed"
+        assert refused.detail.encode()
+
+
+@given(st.binary(max_size=6), st.integers(0, 90), st.integers(0, 4))
+def test_no_mutation_of_a_record_is_raised_about(noise: bytes, place: int, gone: int) -> None:
+    for decode, value in (
+        (decode_price, price()),
+        (decode_transaction, trade()),
+        (decode_business_date, b'{"business_date":"2025-09-01"}'),
+    ):
+        with contextlib.suppress(Rejected):
+            decode(value[:place] + noise + value[place + gone :])
+
+
 @pytest.mark.parametrize("revision", [1.0, "1", True, None, -1, 2**63])
 def test_a_revision_is_a_json_integer(revision: Any) -> None:
     assert refusal(decode_price, price(revision=revision)).reason == "invalid"
 
 
 @pytest.mark.parametrize(
-    "day", ["2025-9-1", "20250901", "1899-12-31", "2025-02-30", "10000-01-01", "2025-09-01T00:00Z", 5]
+    "day", ["2025-9-1", "20250901", "1899-12-31", "2025-02-30", "9999-12-31", "10000-01-01", "2025-09-01T00:00Z", 5]
 )
 def test_dates_are_iso_between_1900_and_9999(day: Any) -> None:
     assert refusal(decode_business_date, json.dumps({"business_date": day}).encode()).reason == "invalid"
@@ -112,7 +150,9 @@ def test_timestamps_become_utc(text: str, expected: datetime) -> None:
     assert decode_transaction(trade(transaction_date=text)).transaction_date == expected
 
 
-@pytest.mark.parametrize("text", ["9999-12-31T23:00:00-05:00", "1900-01-01T00:00:00+01:00", "2025-W01-1", "now"])
+@pytest.mark.parametrize(
+    "text", ["9999-12-31", "9999-12-30T23:00:00-05:00", "1900-01-01T00:00:00+01:00", "2025-W01-1", "now"]
+)
 def test_timestamps_outside_the_calendar_are_invalid(text: str) -> None:
     assert refusal(decode_transaction, trade(transaction_date=text)).reason == "invalid"
 
