@@ -25,6 +25,7 @@ from streams.settings import Settings
 from streams.table_recovery import Tables
 from streams.transport import BatchApp, BatchLimits
 from streams.web.access import Access, protect
+from streams.web.parameters import LARGEST_BODY, readable
 from streams.web.problems import answer_problems
 
 logger = logging.getLogger(__name__)
@@ -229,9 +230,12 @@ def _faust_settings(role: str, settings: Settings, access: Access) -> dict[str, 
         "web_bind": settings.web_host,
         "web_host": settings.web_host,
         "web_port": settings.web_port or free_port(settings.web_host),
-        "web_application_options": {"middlewares": [protect, answer_problems, access.middleware()]},
+        "web_application_options": {
+            "middlewares": [protect, answer_problems, readable, access.middleware()],
+            "client_max_size": LARGEST_BODY,
+        },
         "worker_redirect_stdouts": False,
-        "logging_config": logs.configuration() if settings.log_format == "json" else None,
+        "logging_config": logs.configuration() if settings.log_format == "json" else logs.text_configuration(),
         "Monitor": _Monitor,
         "Router": _Router,
         "TableManager": Tables,
