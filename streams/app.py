@@ -26,9 +26,10 @@ from streams.table_recovery import Tables
 from streams.transport import BatchApp, BatchLimits
 from streams.web.access import Access, protect
 from streams.web.parameters import LARGEST_BODY, readable
-from streams.web.problems import answer_problems
+from streams.web.problems import Problem, answer_problems
 
 logger = logging.getLogger(__name__)
+logging.getLogger("aiohttp.server").addFilter(logs.is_no_bad_request)
 
 _HINT_SECONDS = 0.005  # a burst of commits costs one NOTIFY
 
@@ -38,6 +39,8 @@ class _Router(faust.app.router.Router):  # type: ignore[misc]
 
     def key_store(self, table_name: str, key: bytes | str) -> URL:
         """The worker that holds the key. Raises KeyError while that is not known for certain."""
+        if table_name not in self.app.tables:
+            raise Problem("not-found", "there is no such table")
         topic = self.app.tables[table_name].changelog_topic_name
         raw = key.encode() if isinstance(key, str) else key
         return self.holder(TP(topic, self.app.consumer.key_partition(topic, raw)))

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from aiohttp.http import HttpProcessingError
 from mode.utils.logging import DEFAULT_FORMATTERS, ExtensionFormatter
 
 from streams.visible import lines, visible_json
@@ -61,6 +62,11 @@ class TextFormatter(ExtensionFormatter):  # type: ignore[misc]
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """The trace, all of it indented."""
         return "    " + lines(super().formatException(ei))
+
+
+def is_no_bad_request(record: logging.LogRecord) -> bool:
+    """A filter for aiohttp, which logs with a trace that a client sent what is no HTTP; the client is told already."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def text_configuration() -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Access:
         return self._form(request, local_path(request.query.get("next", "/")))
 
     async def _log_in(self, request: web.Request) -> web.StreamResponse:
-        form = await parameters.form(request, free=("name", "token"))
+        form = await parameters.form(request, free=("name", "token", "next"))
         target, token = local_path(form.get("next", "/")), form.get("token", "")
         name = _name(form.get("name", ""))
         if self._token is None:

@@ -19,9 +19,9 @@ from streams.web.problems import unavailable
 T = TypeVar("T")
 
 _SECONDS = 10.0
-_FETCH_BYTES = 2**20  # the broker gives one record more where it alone is larger
+_FETCH_BYTES = 4 * 2**20  # the broker gives one record more where it alone is larger
 _AT_ONCE = 2  # readers in one worker; others wait for their turn
-_CHUNK_BYTES = 4 * 2**20
+_CHUNK_BYTES = 16 * 2**20
 _FIRST_CHUNK, _LARGEST_CHUNK = 4, 512
 _MOST_BYTES = 64 * 2**20
 _MOST_RECORDS = 2_000
@@ -47,7 +47,7 @@ class Backwards(Generic[T]):
     """The records of a topic, newest first over all partitions, each partition's in its own order.
 
     keep: makes of a record what is worth keeping, at once. It ends at the topic's beginning, or when it has read as
-    much as one look may: `cursor` says where the next look goes on.
+    much as one look may: `cursor` says where the next look goes on. late: whether the time was up.
     """
 
     def __init__(self, reader: Reader, tails: list[_Tail[T]], keep: Callable[[Any], T]) -> None:
@@ -55,6 +55,7 @@ class Backwards(Generic[T]):
         self._tails = tails
         self._keep = keep
         self._records, self._bytes = 0, 0
+        self.late = False
 
     async def __aiter__(self) -> AsyncIterator[T]:
         for tail in self._tails:
@@ -76,13 +77,18 @@ class Backwards(Generic[T]):
     async def _fill(self, tail: _Tail[T]) -> bool:
         """Read what comes before; False when this look has read enough."""
         while not tail.found and tail.below > tail.first:
-            if self._records >= _MOST_RECORDS or self._bytes >= _MOST_BYTES or self._reader.seconds_left <= 0:
+            if self._records >= _MOST_RECORDS or self._bytes >= _MOST_BYTES:
                 return False
             start = max(tail.first, tail.below - tail.chunk)
             size = 0
-            async for record in self._reader.between(tail.place, start, tail.below):
-                tail.found.append((record.offset, record.timestamp, self._keep(record)))
-                size += len(record.value or b"") + len(record.key or b"")
+            try:
+                async for record in self._reader.between(tail.place, start, tail.below):
+                    tail.found.append((record.offset, record.timestamp, self._keep(record)))
+                    size += len(record.value or b"") + len(record.key or b"")
+            except TimeoutError:  # the newest of these offsets are missing: the next look reads them again
+                tail.found.clear()
+                self.late = True
+                return False
             tail.below = start
             self._records += max(1, len(tail.found))
             self._bytes += size
@@ -99,11 +105,6 @@ class Reader:
         self._topic = topic
         self.partitions = partitions
         self._deadline = deadline
-
-    @property
-    def seconds_left(self) -> float:
-        """Of this look."""
-        return self._deadline - time.monotonic()
 
     async def backwards(self, cursor: list[int] | None, keep: Callable[[Any], T]) -> Backwards[T]:
         """From the cursor of an earlier look, or from the end."""
@@ -128,12 +129,15 @@ class Reader:
         return None
 
     async def between(self, place: TopicPartition, start: int, end: int) -> AsyncIterator[Any]:
-        """The records from start up to before end, fewer than end - start where some are hidden or were removed."""
+        """The records from start up to before end, fewer than end - start where some are hidden or were removed.
+
+        Raises TimeoutError.
+        """
         self._consumer.assign([place])
         self._consumer.seek(place, start)
         while await self._consumer.position(place) < end:
-            if self.seconds_left <= 0:
-                raise unavailable("the broker did not give the records in time")
+            if time.monotonic() > self._deadline:
+                raise TimeoutError
             batches: Mapping[TopicPartition, list[Any]] = await self._consumer.getmany(timeout_ms=100, max_records=16)
             for record in batches.get(place, ()):
                 if record.offset >= end:
@@ -152,20 +156,20 @@ class Topic:
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[Reader]:
         """Raises Problem `unavailable` where the broker does not answer in time."""
-        deadline = time.monotonic() + _SECONDS
         try:
             async with asyncio.timeout(_SECONDS):
                 await self._turns.acquire()
         except TimeoutError:
             raise unavailable("others are reading the same") from None
         try:
-            async with self._consumer(deadline) as reader:
+            async with self._consumer() as reader:
                 yield reader
         finally:
             self._turns.release()
 
     @asynccontextmanager
-    async def _consumer(self, deadline: float) -> AsyncIterator[Reader]:
+    async def _consumer(self) -> AsyncIterator[Reader]:
+        deadline = time.monotonic() + _SECONDS
         consumer = AIOKafkaConsumer(
             self._name,
             **client_settings(self._settings),
@@ -175,7 +179,7 @@ class Topic:
             max_partition_fetch_bytes=_FETCH_BYTES,
         )
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
+            async with asyncio.timeout(_SECONDS):
                 await consumer.start()
             partitions = sorted(consumer.partitions_for_topic(self._name) or ())
             consumer.unsubscribe()

@@ -17,7 +17,7 @@ from streams import records, topics
 from streams.app import App
 from streams.records import Rejected
 from streams.web.backwards import Topic
-from streams.web.problems import Problem
+from streams.web.problems import Problem, unavailable
 
 UNKNOWN = "unknown"
 _CURSOR = re.compile(r"[0-9]{1,19}(-[0-9]{1,19}){0,1023}", re.ASCII)
@@ -78,6 +78,8 @@ class Letters:
                     if len(found) == limit:
                         break
             rest = newest_first.cursor
+            if newest_first.late and not found:
+                raise unavailable("the broker did not give the dead letters in time")
         sent = await self._resubmitted()
         following = None if rest is None else "-".join(map(str, rest))
         return [replace(letter, resubmitted_by=sent.get(letter.place)) for letter in found], following
