@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sinks.database import Connection
+from sinks.ranges import RESET_RATE
 
 _LONGEST_SECONDS = 0.1  # of keys, in one reservation: what makes the rate smooth
 _LONGEST_WAIT = 0.25  # how late a new rate may be noticed
@@ -75,7 +76,8 @@ class Reservation:
 async def set_first_value(connection: Connection, rows_per_second: float) -> None:
     """The setting counts only where no rate is stored yet."""
     await connection.execute(
-        "insert into reset_limit (rows_per_second) values ($1) on conflict do nothing", rows_per_second
+        "insert into reset_limit (rows_per_second) values ($1) on conflict do nothing",
+        RESET_RATE.check(rows_per_second),
     )
 
 
@@ -92,9 +94,12 @@ async def give_back(connection: Connection, rows: int) -> None:
 
 
 def adapted(rate: float, ceiling: float, *, congested: bool) -> float:
-    """The next rate: additive increase up to the ceiling, multiplicative decrease down to a hundredth of it."""
+    """The next rate: additive increase up to the ceiling, multiplicative decrease down to a hundredth of it.
+
+    It never leaves the range of rates, so that one reservation cannot put the next one off for minutes.
+    """
     wanted = rate * _BACK_OFF if congested else rate + ceiling * _STEP_UP
-    return min(ceiling, max(ceiling * _FLOOR, wanted))
+    return min(ceiling, max(ceiling * _FLOOR, RESET_RATE.low, wanted))
 
 
 async def adapt(connection: Connection, target_seconds: float, every_seconds: float) -> float | None:

@@ -47,7 +47,8 @@ _HISTORY = """
 select transaction_id, position_date, epoch, sequence, quantity, cost_basis, realized_gain_loss
 from position_history
 where portfolio_id = $1 and security_id = $2 and superseded_epoch is null
-order by sequence
+  and ($3::bigint is null or sequence < $3)
+order by sequence desc limit $4
 """
 
 
@@ -93,11 +94,13 @@ async def read_positions(connection: Connection) -> dict[tuple[str, str, int], i
     return {(row["consumer_group"], row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
 
-async def read_key(connection: Connection, portfolio_id: str, security_id: str) -> dict[str, Any] | None:
-    """One key with its live history (contract, Web: Keys), or None."""
+async def read_key(
+    connection: Connection, portfolio_id: str, security_id: str, *, before: int | None = None, limit: int
+) -> dict[str, Any] | None:
+    """One key with the latest rows of its live history, or None. before: only rows with a smaller sequence."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         state = await connection.fetchrow(_KEY, portfolio_id, security_id)
         if state is None:
             return None
-        history = await connection.fetch(_HISTORY, portfolio_id, security_id)
-    return {**state, "history": [dict(row) for row in history]}
+        history = await connection.fetch(_HISTORY, portfolio_id, security_id, before, limit)
+    return {**state, "history": [dict(row) for row in reversed(history)]}

@@ -12,6 +12,7 @@ from typing import Any
 
 from sinks import actions, corrections, holders, resets
 from sinks.database import Connection
+from sinks.ranges import PRIORITY, RESET_RATE, OutOfRange, Real, Whole
 
 _JOB = """
 select job_id, job_type, security_id, earliest_impacted_date, seq, status, priority, attempt_count, failure_reason,
@@ -30,7 +31,7 @@ limit $4
 _CORRECTIONS_OF = """
 select seq, earliest_date, reason, issued_at, held, reset_at, right_at
 from corrections where security_id = $1 and job_id = $2
-order by seq
+order by seq desc limit $3
 """
 
 _LOCK_JOB = f"{_JOB} where job_id = $1 for no key update"
@@ -90,6 +91,7 @@ _LOWER = """
 update securities set valued_through = least(valued_through, $2::date - 1) where security_id = any($1::text[])
 """
 
+_SHOWN_CORRECTIONS = 1_000  # of a job
 _REISSUE_AFTER = 30.0  # seconds; the new correction's own trigger comes first
 
 
@@ -147,12 +149,12 @@ async def list_jobs(
 
 
 async def show_job(connection: Connection, job_id: int) -> dict[str, Any]:
-    """One job with the corrections it covers. Raises Refused for an unknown one."""
+    """One job with the latest corrections it covers. Raises Refused for an unknown one."""
     row = await connection.fetchrow(f"{_JOB} where job_id = $1", job_id)
     if row is None:
         raise Refused(f"there is no job {job_id}")
-    covered = await connection.fetch(_CORRECTIONS_OF, row["security_id"], job_id)
-    return {**row, "corrections": [dict(each) for each in covered]}
+    covered = await connection.fetch(_CORRECTIONS_OF, row["security_id"], job_id, _SHOWN_CORRECTIONS)
+    return {**row, "corrections": [dict(each) for each in reversed(covered)]}
 
 
 async def cancel_job(connection: Connection, actor: str, job_id: int) -> dict[str, Any]:
@@ -188,6 +190,7 @@ async def requeue_job(connection: Connection, actor: str, job_id: int) -> dict[s
 
 async def prioritise_job(connection: Connection, actor: str, job_id: int, priority: int) -> dict[str, Any]:
     """Higher goes first, in the reset and then in the valuation; 0 is every job's priority at first."""
+    _check(PRIORITY, "priority", priority)
     async with connection.transaction():
         job = await _locked(connection, job_id)
         if job["status"] in ("FAILED", "CANCELLED"):
@@ -209,8 +212,7 @@ async def resume(connection: Connection, actor: str, first_rate: float) -> Limit
 
 async def throttle(connection: Connection, actor: str, rows_per_second: float) -> LimitState:
     """Set the cluster's reset rate, keys per second."""
-    if not 0 < rows_per_second < float("inf"):
-        raise Refused(f"the rate must be above zero, got {rows_per_second}")
+    _check(RESET_RATE, "rows_per_second", rows_per_second)
     return await _limit(connection, actor, "throttle", rows_per_second, rate=rows_per_second)
 
 
@@ -289,6 +291,13 @@ async def _limit(
         state = await limit_state(connection)
         assert state is not None
         return state
+
+
+def _check(numbers: Real | Whole, name: str, value: float) -> None:
+    try:
+        numbers.check(value)
+    except OutOfRange as error:
+        raise Refused(f"{name}: {error}") from None
 
 
 async def _require_known(connection: Connection, security_id: str) -> None:

@@ -28,9 +28,11 @@ from streams.table_recovery import Table, Tables
 from streams.transport import BatchApp, BatchLimits
 from streams.trials import Trials
 from streams.web.access import Access, protect
-from streams.web.problems import answer_problems
+from streams.web.parameters import LARGEST_BODY, readable
+from streams.web.problems import Problem, answer_problems
 
 logger = logging.getLogger(__name__)
+logging.getLogger("aiohttp.server").addFilter(logs.is_no_bad_request)
 
 _HINT_SECONDS = 0.005  # a burst of commits costs one NOTIFY
 
@@ -40,6 +42,8 @@ class _Router(faust.app.router.Router):  # type: ignore[misc]
 
     def key_store(self, table_name: str, key: bytes | str) -> URL:
         """The worker that holds the key. Raises KeyError while that is not known for certain."""
+        if table_name not in self.app.tables:
+            raise Problem("not-found", "there is no such table")
         topic = self.app.tables[table_name].changelog_topic_name
         raw = key.encode() if isinstance(key, str) else key
         return self.holder(TP(topic, self.app.consumer.key_partition(topic, raw)))
@@ -240,9 +244,12 @@ def _faust_settings(role: str, settings: Settings, access: Access) -> dict[str, 
         "web_bind": settings.web_host,
         "web_host": settings.web_host,
         "web_port": settings.web_port or free_port(settings.web_host),
-        "web_application_options": {"middlewares": [protect, answer_problems, access.middleware()]},
+        "web_application_options": {
+            "middlewares": [protect, answer_problems, readable, access.middleware()],
+            "client_max_size": LARGEST_BODY,
+        },
         "worker_redirect_stdouts": False,
-        "logging_config": logs.configuration() if settings.log_format == "json" else None,
+        "logging_config": logs.configuration() if settings.log_format == "json" else logs.text_configuration(),
         "Monitor": _Monitor,
         "Router": _Router,
         "Table": Table,

@@ -13,6 +13,11 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from aiohttp.http import HttpProcessingError
+from mode.utils.logging import DEFAULT_FORMATTERS, ExtensionFormatter
+
+from streams.visible import lines, visible_json
+
 _about: ContextVar[dict[str, Any] | None] = ContextVar("_about", default=None)
 
 
@@ -43,7 +48,33 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return visible_json(json.dumps(line, ensure_ascii=False, default=str))
+
+
+class TextFormatter(ExtensionFormatter):  # type: ignore[misc]
+    """Faust's lines, of which no text of others can make up one: what follows a line break is indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The first line and what belongs to it."""
+        record.message = lines(record.message)
+        return str(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The trace, all of it indented."""
+        return "    " + lines(super().formatException(ei))
+
+
+def is_no_bad_request(record: logging.LogRecord) -> bool:
+    """A filter for aiohttp, which logs with a trace that a client sent what is no HTTP; the client is told already."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+def text_configuration() -> dict[str, Any]:
+    """Faust's own configuration with lines that cannot be forged."""
+    return {
+        "merge": True,
+        "formatters": {"colored": {**DEFAULT_FORMATTERS["colored"], "()": "streams.logs.TextFormatter"}},
+    }
 
 
 def configuration() -> dict[str, Any]:

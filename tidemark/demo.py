@@ -134,13 +134,16 @@ async def _prove(settings: Settings, plan: Plan, console: Console) -> bool:
         console.print(f"  {line}", style="red", markup=False)
     if not result.agrees or result.waiting or result.snapshots != sent.snapshot_count:
         console.print(
-            f"[bold red]{len(result.differences):,} differences; {len(result.waiting):,} keys still wait; "
-            f"{result.snapshots:,} snapshots compared, {sent.snapshot_count:,} expected[/]"
+            f"{len(result.differences):,} differences; {len(result.waiting):,} keys still wait; "
+            f"{result.snapshots:,} snapshots compared, {sent.snapshot_count:,} expected",
+            style="bold red",
         )
         return False
     console.print(
-        f"[bold green]{result.snapshots:,} snapshots of {result.keys:,} keys agree[/] "
-        f"with an independent recomputation ({method}, {time.monotonic() - started:.1f} s)"
+        Text.assemble(
+            (f"{result.snapshots:,} snapshots of {result.keys:,} keys agree", "bold green"),
+            f" with an independent recomputation ({method}, {time.monotonic() - started:.1f} s)",
+        )
     )
     return True
 
@@ -229,7 +232,7 @@ class _Stage:
                 if live and not self.console.is_terminal and text != last:
                     self.console.print(f"  {time.monotonic() - started:5.2f} s  {text}")
                 last = text
-                status.update(f"{what}: {text} · {time.monotonic() - started:.1f} s")
+                status.update(Text(f"{what}: {text} · {time.monotonic() - started:.1f} s"))
                 if reached(now):
                     return now
                 if time.monotonic() - started > STEP_SECONDS:

@@ -15,6 +15,8 @@ from deploy.local.errors import StackError
 from sinks import database, operations
 from streams.settings import Settings, SettingsError, load
 from streams.topics import TopicError
+from streams.visible import visible
+from tidemark.commands.output import echo, echo_json
 
 _MODULES = {
     "up": "stack", "status": "stack", "down": "stack", "demo": "demo", "worker": "worker", "topics": "worker",
@@ -38,11 +40,20 @@ class _Commands(click.Group):
         commands: list[click.Command] = import_module(f"tidemark.commands.{_MODULES[cmd_name]}").COMMANDS
         return next(command for command in commands if command.name == cmd_name)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for each in args:
+            if any("\ud800" <= character <= "\udfff" for character in each):  # bytes of another encoding
+                ctx.fail(f"{visible(each)}: not UTF-8")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = visible(error.message)
+            raise
         except (SettingsError, StackError, TopicError, database.DatabaseError, operations.Refused) as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(visible(str(error))) from None
 
 
 @click.group(cls=_Commands)
@@ -57,7 +68,8 @@ def main() -> None:
 def migrate() -> None:
     """Create the schema, or upgrade it."""
     applied = asyncio.run(database.migrate(load().dsn))
-    click.echo("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")
+    for line in [f"applied {name}" for name in applied] or ["the schema is up to date"]:
+        echo(line)
 
 
 @main.command()
@@ -70,10 +82,10 @@ def settings(as_json: bool) -> None:
         for name, field in Settings.model_fields.items()
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        echo_json(json.dumps(rows, indent=2))
         return
     for row in rows:
-        click.echo(f"{row['name']}={row['value'] if row['value'] is not None else ''}  # {row['description']}")
+        echo(f"{row['name']}={row['value'] if row['value'] is not None else ''}  # {row['description']}")
 
 
 def _shown(current: Settings, name: str) -> Any:

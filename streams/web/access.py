@@ -15,7 +15,8 @@ from urllib.parse import quote, unquote, urlsplit
 from aiohttp import web
 
 from streams.settings import Settings
-from streams.web import render
+from streams.web import parameters, render
+from streams.web.links import local_path
 from streams.web.problems import Handler, Problem, wants_page
 from streams.web.render import OPERATOR
 
@@ -24,7 +25,7 @@ ACTOR = "X-Tidemark-Actor"
 _SESSION_SECONDS = 12 * 3600
 _WRONG_TOKEN_SECONDS = 0.5
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN = ("/healthz", "/readyz", "/login", "/static/")
+_OPEN = frozenset({"/healthz", "/readyz", "/login"})
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'; "
@@ -73,7 +74,7 @@ class Access:
 
     def _check(self, request: web.Request, operator: str | None) -> None:
         path = request.path
-        if path.startswith(_OPEN) or path in _OPEN:
+        if path in _OPEN or path.startswith("/static/"):
             return self._check_origin(request) if request.method not in _SAFE else None
         if self._token is None:
             if _hostname(request.host) not in self._hosts:  # a name that was made to point here (DNS rebinding)
@@ -88,8 +89,8 @@ class Access:
             self._check_origin(request)
 
     def _check_origin(self, request: web.Request) -> None:
-        origin = request.headers.get("Origin", "")
-        if urlsplit(origin).netloc != request.host:
+        origin = _place(request.headers.get("Origin", ""))
+        if not origin or origin != request.host:
             raise Problem("forbidden", "the request does not come from this console's own pages")
 
     def _operator(self, request: web.Request) -> str | None:
@@ -97,7 +98,7 @@ class Access:
             return None
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() == "bearer":
-            right = hmac.compare_digest(given.strip().encode(), self._token)
+            right = hmac.compare_digest(_bytes(given.strip()), self._token)
             return _name(request.headers.get(ACTOR, "")) or "api" if right else None
         return self._session(request.cookies.get(COOKIE, ""))
 
@@ -105,14 +106,14 @@ class Access:
 
     def _session(self, cookie: str) -> str | None:
         signed, _, signature = cookie.rpartition(".")
-        if not signed or not hmac.compare_digest(self._sign(signed), signature):
+        if not signed or not hmac.compare_digest(self._sign(signed).encode(), _bytes(signature)):
             return None
         until, _, name = signed.partition(".")
         return unquote(name) if time.time() < int(until) else None
 
     def _sign(self, text: str) -> str:
         assert self._token is not None
-        return hmac.new(self._token, b"session " + text.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._token, b"session " + _bytes(text), hashlib.sha256).hexdigest()
 
     def add_pages(self, application: web.Application) -> None:
         """`/login` and `/logout`."""
@@ -125,9 +126,9 @@ class Access:
         return self._form(request, local_path(request.query.get("next", "/")))
 
     async def _log_in(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        target, token = local_path(str(form.get("next", "/"))), str(form.get("token", ""))
-        name = _name(str(form.get("name", "")))
+        form = await parameters.form(request, free=("name", "token", "next"))
+        target, token = local_path(form.get("next", "/")), form.get("token", "")
+        name = _name(form.get("name", ""))
         if self._token is None:
             raise Problem("forbidden", "no token is set: start the workers with TIDEMARK_WEB_TOKEN")
         if not name:
@@ -168,12 +169,22 @@ def operator(request: web.Request) -> str:
 
 
 def _hostname(host: str) -> str:
-    return urlsplit(f"//{host}").hostname or ""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # an IPv6 address that is none
+        return ""
 
 
-def local_path(target: str) -> str:
-    """A path of this console; anything else would send the browser away."""
-    return target if target.startswith("/") and not target.startswith(("//", "/\\")) else "/"
+def _place(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def _bytes(text: str) -> bytes:
+    """What the client sent, whichever bytes they are."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _name(given: str) -> str:

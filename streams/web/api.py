@@ -11,11 +11,24 @@ from aiohttp import web
 
 from sinks import actions, ledger, monitor, operations, progress, roster
 from sinks.database import Connection
+from sinks.ranges import PARTITION, PRIORITY, RESET_RATE, SEQUENCE
 from streams.app import App
 from streams.lag import LagUnknown, read_lag
+from streams.metrics import DEAD_LETTER_REASONS as REASONS
 from streams.web import access, parameters
 from streams.web.letters import Letters
-from streams.web.parameters import answer, body, limit, number_segment, rows, segment
+from streams.web.parameters import (
+    answer,
+    body,
+    checked,
+    choice,
+    limit,
+    next_page,
+    number,
+    number_segment,
+    rows,
+    segment,
+)
 from streams.web.problems import Problem, unavailable
 from streams.web.table_reader import FORWARDED, PARTITIONS, TableReader
 
@@ -32,13 +45,13 @@ class Api:
         self._letters = letters
 
     def add_routes(self, application: web.Application) -> None:
-        """Mount everything below /api."""
+        """Mount everything below /api. Without a pattern of its own, an identifier with braces would match none."""
         get, post = application.router.add_get, application.router.add_post
         get("/api/openapi.json", self.describe)
         get("/api/triggers", self.triggers)
-        get("/api/triggers/{security_id}", self.trigger)
-        get("/api/securities/{security_id}", self.security)
-        get("/api/portfolios/{portfolio_id}/securities/{security_id}", self.key)
+        get("/api/triggers/{security_id:[^/]+}", self.trigger)
+        get("/api/securities/{security_id:[^/]+}", self.security)
+        get("/api/portfolios/{portfolio_id:[^/]+}/securities/{security_id:[^/]+}", self.key)
         get("/api/corrections", self.corrections)
         get("/api/corrections/{seq}", self.correction)
         get("/api/corrections/{seq}/effect", self.effect)
@@ -51,6 +64,7 @@ class Api:
         get("/api/workers", self.workers)
         get("/api/actions", self.actions)
         get("/api/dead-letters", self.dead_letters)
+        get("/api/dead-letters/{partition}/{offset}", self.dead_letter)
         post("/api/dead-letters/{partition}/{offset}/resubmit", self.resubmit)
 
     async def describe(self, request: web.Request) -> web.StreamResponse:
@@ -93,17 +107,20 @@ class Api:
         return answer({**known, **first, "security_id": security_id, "corrections": [asdict(each) for each in found]})
 
     async def key(self, request: web.Request) -> web.StreamResponse:
-        """One key with its live history."""
+        """One key with its live history, the latest rows; the header links to those before."""
         portfolio_id, security_id = segment(request, "portfolio_id"), segment(request, "security_id")
-        found = await self._ask(lambda c: monitor.read_key(c, portfolio_id, security_id))
+        size, before = limit(request), number(request.query, "cursor", SEQUENCE)
+        found = await self._ask(lambda c: monitor.read_key(c, portfolio_id, security_id, before=before, limit=size + 1))
         if found is None:
             raise Problem("not-found", f"portfolio {portfolio_id} has never held {security_id}")
-        return answer(found)
+        shown = found["history"][-size:]
+        more = str(shown[0]["sequence"]) if len(found["history"]) > size else None
+        return answer({**found, "history": shown}, next_page(request, more))
 
     async def corrections(self, request: web.Request) -> web.StreamResponse:
         """The ledger, newest first."""
         size = limit(request)
-        wanted, before = parameters.corrections_filter(request.query), parameters.integer(request.query, "cursor")
+        wanted, before = parameters.corrections_filter(request.query), number(request.query, "cursor")
         found = await self._ask(lambda c: ledger.corrections(c, wanted, before, size))
         return rows(request, [asdict(each) for each in found], size, str(found[-1].seq) if found else None)
 
@@ -128,7 +145,7 @@ class Api:
 
     async def jobs(self, request: web.Request) -> web.StreamResponse:
         """Jobs, newest first."""
-        size, before = limit(request, 200), parameters.integer(request.query, "cursor")
+        size, before = limit(request, 200), number(request.query, "cursor")
         status = parameters.choice(request.query, "status", _JOB_STATUSES)
         found = await self._ask(
             lambda c: operations.list_jobs(
@@ -158,9 +175,8 @@ class Api:
             case "requeue":
                 found = await self._act(lambda c: operations.requeue_job(c, actor, job_id))
             case _:
-                priority = (await body(request)).get("priority")
-                if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > 1_000_000:
-                    raise Problem("invalid", "priority: a whole number; higher goes first, 0 is usual")
+                wanted = (await body(request, ("priority",))).get("priority")
+                priority = checked("priority", lambda: PRIORITY.check(wanted))
                 found = await self._act(lambda c: operations.prioritise_job(c, actor, job_id, priority))
         return answer(found)
 
@@ -170,12 +186,12 @@ class Api:
 
     async def set_limit(self, request: web.Request) -> web.StreamResponse:
         """`rows_per_second`, `paused`, or both."""
-        actor, wanted = access.operator(request), await body(request)
+        actor, wanted = access.operator(request), await body(request, ("rows_per_second", "paused"))
         rate, paused = wanted.get("rows_per_second"), wanted.get("paused")
         if rate is None and paused is None:
             raise Problem("invalid", "name rows_per_second, paused, or both")
-        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float)):
-            raise Problem("invalid", "rows_per_second: a number above zero")
+        if rate is not None:
+            checked("rows_per_second", lambda: RESET_RATE.check(rate))
         if paused is not None and not isinstance(paused, bool):
             raise Problem("invalid", "paused: true or false")
         first = self._app.settings.reset_rows_per_second
@@ -206,15 +222,21 @@ class Api:
         return answer([asdict(each) for each in await self._ask(roster.read)])
 
     async def dead_letters(self, request: web.Request) -> web.StreamResponse:
-        """The latest refused records, newest first."""
-        found = await self._letters.latest(limit(request, 100), request.query.get("reason") or None)
-        return answer([asdict(each) for each in found])
+        """The latest refused records, newest first, long texts cut; the header links to those before."""
+        size, reason = limit(request, 100), choice(request.query, "reason", REASONS)
+        found, cursor = await self._letters.page(size, reason, request.query.get("cursor", ""))
+        return answer([asdict(each) for each in found], next_page(request, cursor))
+
+    async def dead_letter(self, request: web.Request) -> web.StreamResponse:
+        """One refused record, whole."""
+        partition, offset = number_segment(request, "partition", PARTITION), number_segment(request, "offset")
+        return answer(asdict(await self._letters.one(partition, offset)))
 
     async def resubmit(self, request: web.Request) -> web.StreamResponse:
         """Send the record again, with another `value` where the body has one."""
         actor = access.operator(request)
-        partition, offset = number_segment(request, "partition"), number_segment(request, "offset")
-        value = (await body(request)).get("value")
+        partition, offset = number_segment(request, "partition", PARTITION), number_segment(request, "offset")
+        value = (await body(request, ("value",))).get("value")
         if value is not None and not isinstance(value, str):
             raise Problem("invalid", "value: the record's text")
         await self._letters.resubmit(actor, partition, offset, value)

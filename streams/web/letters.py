@@ -1,28 +1,27 @@
-"""The dead letters: read from their topic by a consumer of its own, and sent again after repair."""
+"""The dead letters: read from their topic by a consumer of its own, and sent again after repair.
+
+Anyone may write to the topic, so everything about a letter may be missing or odd: it is shown as what it is.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
-
+from sinks.ranges import ID, OutOfRange
 from sinks.resubmission import Resubmission, resubmit, resubmitted
 from streams import records, topics
 from streams.app import App
-from streams.kafka_clients import client_settings
-from streams.metrics import DEAD_LETTER_REASONS as REASONS
 from streams.records import Rejected
+from streams.web.backwards import Topic
 from streams.web.problems import Problem, unavailable
 
-_WINDOW = 2_000  # of each partition, the newest
-_READ_SECONDS = 10.0
+UNKNOWN = "unknown"
+_CURSOR = re.compile(r"[0-9]{1,19}(-[0-9]{1,19}){0,1023}", re.ASCII)
+_LISTED = 2_000  # characters of a text in a list; one letter alone is shown whole
 _DECODERS: Mapping[str, Callable[[bytes | None], Any]] = {
     topics.BUSINESS_DATES: records.decode_business_date,
     topics.PRICES: records.decode_price,
@@ -34,21 +33,23 @@ _DECODERS: Mapping[str, Callable[[bytes | None], Any]] = {
 class Letter:
     """A refused record. partition, offset: its place in dead-letters; source_…: where it was refused.
 
-    value: as text, undecodable bytes as \\xNN; None: a tombstone. truncated: its length where it was cut.
+    value: as text, undecodable bytes as \\xNN; None: a tombstone. truncated: its length where it was cut when it was
+    refused. shortened: whether texts are cut for a list. What a header does not say is None, the reason `unknown`.
     """
 
     partition: int
     offset: int
-    refused_at: datetime
+    refused_at: datetime | None
     reason: str
     detail: str
     topic: str
-    source_partition: int
-    source_offset: int
+    source_partition: int | None
+    source_offset: int | None
     key: str | None
     value: str | None
     is_text: bool
     truncated: int | None
+    shortened: bool
     resubmitted_by: str | None
 
     @property
@@ -58,43 +59,46 @@ class Letter:
 
 
 class Letters:
-    """Reads the newest letters of each partition at every call: they are few, and the topic is the only truth."""
+    """Reads the letters at every call, a page at a time: they are few, and the topic is the only truth."""
 
     def __init__(self, app: App) -> None:
         self._app = app
         self._prefix = app.settings.topic_prefix
-        self._topic = app.settings.topic(topics.DEAD_LETTERS)
+        self._topic = Topic(app.settings, app.settings.topic(topics.DEAD_LETTERS))
 
-    async def latest(self, limit: int, reason: str | None = None) -> list[Letter]:
-        """Newest first."""
-        if reason is not None and reason not in REASONS:
-            raise Problem("invalid", f"reason: one of {', '.join(REASONS)}, got {reason!r}")
-        async with self._consumer() as consumer:
-            places = [TopicPartition(self._topic, p) for p in sorted(consumer.partitions_for_topic(self._topic) or ())]
-            starts, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
-            consumer.assign(places)
-            for place in places:
-                consumer.seek(place, max(starts[place], ends[place] - _WINDOW))
-            raw = await self._read(consumer, ends)
+    async def page(self, limit: int, reason: str | None, cursor: str) -> tuple[list[Letter], str | None]:
+        """(newest first, where the next page begins or None). A page of large letters has fewer than the limit."""
+        below = _positions(cursor)
+        found: list[Letter] = []
+        async with self._topic.reader() as reader:
+            newest_first = await reader.backwards(below, lambda record: _shortened(self._letter(record)))
+            async for letter in newest_first:
+                if reason in (None, letter.reason):
+                    found.append(letter)
+                    if len(found) == limit:
+                        break
+            rest = newest_first.cursor
+            if newest_first.late and not found:
+                raise unavailable("the broker did not give the dead letters in time")
         sent = await self._resubmitted()
-        found = [self._letter(record, sent) for record in raw]
-        wanted = [letter for letter in found if reason in (None, letter.reason)]
-        return sorted(wanted, key=lambda letter: letter.refused_at, reverse=True)[:limit]
+        following = None if rest is None else "-".join(map(str, rest))
+        return [replace(letter, resubmitted_by=sent.get(letter.place)) for letter in found], following
 
     async def one(self, partition: int, offset: int) -> Letter:
-        """Raises Problem `not-found`."""
-        return self._letter(await self._fetch(partition, offset), await self._resubmitted())
+        """Whole. Raises Problem `not-found`."""
+        letter = self._letter(await self._fetch(partition, offset))
+        return replace(letter, resubmitted_by=(await self._resubmitted()).get(letter.place))
 
     async def resubmit(self, actor: str, partition: int, offset: int, value: str | None) -> None:
         """Send the record again; with another value, which must at least be readable. Raises Problem."""
         raw = await self._fetch(partition, offset)
-        letter = self._letter(raw, {})
+        letter = self._letter(raw)
         if value is None and letter.truncated is not None:
             raise Problem("refused", "the record was cut when it was refused: give its whole value")
         again = raw.value if value is None else value.encode()
         decode = _DECODERS.get(letter.topic)
         if decode is None or again is None:
-            raise Problem("refused", f"records of {letter.topic} without a value are not sent again")
+            raise Problem("refused", f"records of {letter.topic or UNKNOWN} without a value are not sent again")
         if letter.reason != "poison":  # what has killed workers is not tried in this one
             try:
                 decode(again)
@@ -106,73 +110,67 @@ class Letters:
         self._app.outbox_written()
 
     async def _fetch(self, partition: int, offset: int) -> Any:
-        async with self._consumer() as consumer:
-            place = TopicPartition(self._topic, partition)
-            known = partition in (consumer.partitions_for_topic(self._topic) or ())
-            bounds = (
-                ((await consumer.beginning_offsets([place]))[place], (await consumer.end_offsets([place]))[place])
-                if known
-                else (0, 0)
-            )
-            if bounds[0] <= offset < bounds[1]:
-                consumer.assign([place])
-                consumer.seek(place, offset)
-                for record in await self._read(consumer, {place: offset + 1}):
-                    if record.offset == offset:
-                        return record
-        raise Problem("not-found", f"there is no dead letter {partition}:{offset} (any more)")
-
-    async def _read(self, consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> list[Any]:
-        found: list[Any] = []
-        deadline = time.monotonic() + _READ_SECONDS
-        while any([await consumer.position(place) < end for place, end in ends.items()]):
-            if time.monotonic() > deadline:
-                raise unavailable("the dead letters could not be read in time")
-            for batch in (await consumer.getmany(timeout_ms=100)).values():
-                found += batch
+        async with self._topic.reader() as reader:
+            found = await reader.one(partition, offset)
+        if found is None:
+            raise Problem("not-found", f"there is no dead letter {partition}:{offset} (any more)")
         return found
 
     async def _resubmitted(self) -> dict[str, str]:
         async with (await self._app.pool()).acquire() as connection:
             return await resubmitted(connection)
 
-    @asynccontextmanager
-    async def _consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
-        consumer = AIOKafkaConsumer(
-            self._topic,
-            **client_settings(self._app.settings),
-            enable_auto_commit=False,
-            isolation_level="read_committed",
-            fetch_max_wait_ms=100,
-        )
-        try:
-            async with asyncio.timeout(_READ_SECONDS):
-                await consumer.start()
-            consumer.unsubscribe()
-            yield consumer
-        except (KafkaError, TimeoutError) as error:
-            raise unavailable(f"the broker does not answer: {type(error).__name__}") from error
-        finally:
-            await consumer.stop()
-
-    def _letter(self, record: Any, sent: Mapping[str, str]) -> Letter:
-        headers = {name: value.decode(errors="replace") for name, value in record.headers}
+    def _letter(self, record: Any) -> Letter:
+        headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
         value, is_text = _text(record.value)
         return Letter(
             partition=record.partition,
             offset=record.offset,
-            refused_at=datetime.fromtimestamp(record.timestamp / 1000, UTC),
-            reason=headers.get("reason", ""),
+            refused_at=_moment(record.timestamp),
+            reason=headers.get("reason") or UNKNOWN,
             detail=headers.get("detail", ""),
             topic=headers.get("topic", "").removeprefix(self._prefix),
-            source_partition=int(headers.get("partition", -1)),
-            source_offset=int(headers.get("offset", -1)),
+            source_partition=_whole(headers.get("partition", "")),
+            source_offset=_whole(headers.get("offset", "")),
             key=_text(record.key)[0],
             value=value,
             is_text=is_text,
-            truncated=int(headers["truncated"]) if "truncated" in headers else None,
-            resubmitted_by=sent.get(f"{record.partition}:{record.offset}"),
+            truncated=_whole(headers.get("truncated", "")),
+            shortened=False,
+            resubmitted_by=None,
         )
+
+
+def _positions(cursor: str) -> list[int] | None:
+    if not cursor:
+        return None
+    try:
+        if _CURSOR.fullmatch(cursor):
+            return [ID.parse(each) for each in cursor.split("-")]
+    except OutOfRange:
+        pass
+    raise Problem("invalid", "cursor: take it from the Link header of the page before")
+
+
+def _shortened(letter: Letter) -> Letter:
+    texts = {name: getattr(letter, name) for name in ("reason", "detail", "topic", "key", "value")}
+    long = {name: text[:_LISTED] for name, text in texts.items() if text and len(text) > _LISTED}
+    return replace(letter, shortened=True, **long) if long else letter
+
+
+def _whole(text: str) -> int | None:
+    try:
+        return ID.parse(text)
+    except OutOfRange:
+        return None
+
+
+def _moment(milliseconds: int) -> datetime | None:
+    """None where the producer gave no time, or one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds >= 0 else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _text(raw: bytes | None) -> tuple[str | None, bool]:

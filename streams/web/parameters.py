@@ -2,56 +2,73 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
-from sinks import ledger
-from streams.web.problems import Problem
+from sinks import ledger, ranges
+from sinks.ranges import OutOfRange, Whole
+from streams.web.links import from_segment
+from streams.web.problems import Handler, Problem
 
-LARGEST_PAGE = 10_000
+LARGEST_BODY = 4 * 2**20
+"""Bytes. A dead letter of 1 MiB is sent again as a form, in which a character may take three."""
+
+_MOST_FIELDS = 100
+_UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _encoder = msgspec.json.Encoder(decimal_format="number")
+T = TypeVar("T")
+
+
+@web.middleware
+async def readable(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a path or a query that is not text: identifiers have no control characters, and Postgres holds no NUL."""
+    for part in (request.raw_path, request.path, *request.query, *request.query.values()):
+        if _UNREADABLE.search(part):
+            raise Problem("invalid", "the address has control characters, or bytes that are not UTF-8")
+    return await handler(request)
 
 
 def limit(request: web.Request, default: int = 1_000) -> int:
     """How many rows at most."""
-    return _bounded(request, "limit", default, 1, LARGEST_PAGE)
+    found = number(request.query, "limit", ranges.PAGE)
+    return default if found is None else found
 
 
-def integer(values: Mapping[str, Any], name: str, default: int | None = None) -> int | None:
-    """A whole number of a query or a form that may be absent."""
+def number(values: Mapping[str, Any], name: str, numbers: Whole = ranges.ID) -> int | None:
+    """A whole number of a query or a form; None where it is absent."""
     text = values.get(name, "")
-    if not text:
-        return default
-    if not text.isdecimal() or int(text) > 2**63 - 1:
-        raise Problem("invalid", f"{name}: expected a whole number, got {text!r}")
-    return int(text)
+    return checked(name, lambda: numbers.parse(text)) if text else None
+
+
+def checked(name: str, read: Callable[[], T], problem: str = "invalid") -> T:
+    """What `read` gives. Raises Problem with the range where the number lies outside of it."""
+    try:
+        return read()
+    except OutOfRange as error:
+        raise Problem(problem, f"{name}: {error}") from None
 
 
 def segment(request: web.Request, name: str) -> str:
-    """An identifier in the path, with any characters. Raises Problem `invalid` for what Postgres cannot hold."""
-    text = request.match_info[name]
-    if not text or "\x00" in text or (not text.isprintable() and any(ord(c) < 32 for c in text)):
-        raise Problem("invalid", f"{name}: an identifier is not empty and has no control characters")
-    return text
+    """An identifier in the path, with any characters."""
+    return from_segment(request.match_info[name])
 
 
-def number_segment(request: web.Request, name: str) -> int:
-    """A number in the path."""
-    text = request.match_info[name]
-    if not text.isdecimal() or int(text) > 2**63 - 1:
-        raise Problem("not-found", f"{name} is a number, got {text!r}")
-    return int(text)
+def number_segment(request: web.Request, name: str, numbers: Whole = ranges.ID) -> int:
+    """A number in the path; there is nothing under any other text."""
+    return checked(name, lambda: numbers.parse(request.match_info[name]), "not-found")
 
 
 def choice(values: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str | None:
     """One of the allowed values of a query or a form, or None where it is absent."""
     value = values.get(name, "")
     if value and value not in allowed:
-        raise Problem("invalid", f"{name}: one of {', '.join(allowed)}, got {value!r}")
+        raise Problem("invalid", f"{name}: one of {', '.join(allowed)}, got {value[:60]!r}")
     return value or None
 
 
@@ -60,20 +77,44 @@ def corrections_filter(values: Mapping[str, Any]) -> ledger.Filter:
     return ledger.Filter(
         choice(values, "status", ledger.STATUSES),
         values.get("security_id") or None,
-        integer(values, "older_than_seconds"),
+        number(values, "older_than_seconds", ranges.AGE),
     )
 
 
-async def body(request: web.Request) -> dict[str, Any]:
-    """The JSON object of a request that changes something; nothing is an empty one."""
-    text = await request.text()
+async def body(request: web.Request, known: Collection[str] = ()) -> dict[str, Any]:
+    """The JSON object of a request that changes something; nothing is an empty one. known: the fields it may have."""
+    raw = await _read(request)
     try:
-        found = json.loads(text) if text.strip() else {}
-    except ValueError as error:
+        found = msgspec.json.decode(raw) if raw.strip() else {}
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Problem("invalid", f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise Problem("invalid", "the body is not a JSON object")
+    if unknown := sorted(set(found) - set(known)):
+        raise Problem("invalid", f"unknown: {unknown[0][:60]!r}; known: {', '.join(known) or 'nothing'}")
+    if empty := sorted(name for name, value in found.items() if value is None):
+        raise Problem("invalid", f"{empty[0]}: null; leave it out instead")
     return found
+
+
+async def form(request: web.Request, free: Collection[str] = ()) -> dict[str, str]:
+    """The fields of a form. free: those whose text may have line breaks and other control characters."""
+    raw = await _read(request)
+    try:
+        pairs = parse_qsl(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise Problem("invalid", "the form is not UTF-8, or has too many fields") from None
+    found = dict(pairs)
+    if any(_UNREADABLE.search(name) or (name not in free and _UNREADABLE.search(found[name])) for name in found):
+        raise Problem("invalid", "the form has control characters")
+    return found
+
+
+async def _read(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except (web.RequestPayloadError, HttpProcessingError) as error:
+        raise Problem("invalid", f"the body cannot be read: {type(error).__name__}") from None
 
 
 def answer(value: Any, headers: dict[str, str] | None = None) -> web.Response:
@@ -83,16 +124,11 @@ def answer(value: Any, headers: dict[str, str] | None = None) -> web.Response:
 
 def rows(request: web.Request, found: list[Any], size: int, cursor: str | None) -> web.Response:
     """A page of rows; a full one links to the next, which begins after the cursor."""
-    headers = {}
-    if len(found) == size and cursor is not None:
-        following = request.rel_url.update_query(cursor=cursor)
-        headers["Link"] = f'<{following}>; rel="next"'
-    return answer(found, headers)
+    return answer(found, next_page(request, cursor if len(found) == size else None))
 
 
-def _bounded(request: web.Request, name: str, default: int, smallest: int, largest: int) -> int:
-    value = integer(request.query, name, default)
-    assert value is not None
-    if not smallest <= value <= largest:
-        raise Problem("invalid", f"{name}: from {smallest} to {largest}, got {value}")
-    return value
+def next_page(request: web.Request, cursor: str | None) -> dict[str, str]:
+    """The header that links to the page after the cursor; none where nothing comes."""
+    if cursor is None:
+        return {}
+    return {"Link": f'<{request.rel_url.update_query(cursor=cursor)}>; rel="next"'}

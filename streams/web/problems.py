@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from sinks.database import is_transient
+from streams.visible import visible
 from streams.web import render
 
 logger = logging.getLogger(__name__)
@@ -21,11 +22,13 @@ _TITLES = {
     "not-found": (404, "Not found"),
     "method-not-allowed": (405, "Method not allowed"),
     "refused": (409, "The action cannot be done"),
+    "too-large": (413, "The body is too large"),
     "invalid": (400, "A parameter is wrong"),
     "internal": (500, "This is a bug"),
     "unavailable": (503, "Not now"),
 }
 TYPES = {name: f"urn:tidemark:problem:{name}" for name in _TITLES}
+_FAUST = ("/table/", "/router/")
 _BY_STATUS = {status: name for name, (status, _) in _TITLES.items()}
 
 
@@ -63,7 +66,9 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
     except Exception as error:
         if is_transient(error):
             return _answer(request, unavailable(f"the database does not answer: {type(error).__name__}"))
-        logger.exception("%s %s", request.method, request.path)
+        if isinstance(error, KeyError) and request.path.startswith(_FAUST):  # Faust's own views of a table
+            return _answer(request, Problem("not-found", "there is no such table, or nothing under that key"))
+        logger.exception("%s %s", request.method, request.raw_path)
         return _answer(request, Problem("internal", f"{type(error).__name__}; the worker's log has the trace"))
     if response.status == 503 and not response.prepared:
         response.headers.setdefault("Retry-After", RETRY_SECONDS)
@@ -82,7 +87,7 @@ def _answer(request: web.Request, problem: Problem) -> web.Response:
         "title": title,
         "status": status,
         "detail": problem.detail,
-        "instance": request.raw_path,
+        "instance": visible(request.raw_path),
     }
     return web.json_response(body, status=status, headers=headers, content_type="application/problem+json")
 

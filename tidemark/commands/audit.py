@@ -13,30 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sinks.ranges import OutOfRange, Real, Whole
 from streams.settings import Settings, load
 from tidemark.audit import AuditResult, Scope, audit_books, repair
 from tidemark.audit.export import SUFFIXES, exporting
+from tidemark.commands import output
 from tidemark.commands.actor import actor_option
 from tidemark.oracle import Difference
 
 _SHOWN = 1_000
+_KEYS, _PERCENT = Whole(1, 10**9), Real(1e-6, 100)
 
 
 class _Sample(click.ParamType):
     name = "N|N%"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, bool]:
-        text = str(value)
+        text, is_percent = str(value).removesuffix("%"), str(value).endswith("%")
         try:
-            number = float(text.removesuffix("%")) if text.endswith("%") else float(int(text))
-        except ValueError:
-            number = 0.0
-        if not 0 < number <= (100 if text.endswith("%") else float("inf")):
-            self.fail(f"{text!r} is neither a positive number of keys nor a percentage up to 100%", param, ctx)
-        return number, text.endswith("%")
+            return float((_PERCENT if is_percent else _KEYS).parse(text)), is_percent
+        except OutOfRange as error:
+            self.fail(f"of keys, or a percentage: {error}", param, ctx)
 
 
 @click.command()
@@ -99,10 +98,14 @@ def audit(
     plan = planner.plan()
     if repairing and not result.agrees:
         asyncio.run(repair.carry_out(settings.dsn, actor, settings.cost_basis_method, plan))
-    click.echo(json.dumps(_as_dict(result), default=str) if as_json else "\n".join(_lines(result)))
+    if as_json:
+        output.echo_json(json.dumps(_as_dict(result), default=str))
+    else:
+        for line in _lines(result):
+            output.echo(line)
     if repairing:
         counts = f"{len(plan.keys):,} positions and {len(plan.securities):,} securities"
-        click.echo(f"queued to be put right: {counts}; audit again when the books are right", err=True)
+        output.echo(f"queued to be put right: {counts}; audit again when the books are right", err=True)
     sys.exit(0 if result.agrees else 1)
 
 
@@ -131,7 +134,7 @@ async def _run(
     settings: Settings, scope: Scope, processes: int, on_difference: Callable[[Difference], None]
 ) -> AuditResult:
     columns = (TextColumn("auditing"), BarColumn(), MofNCompleteColumn(), TextColumn("keys"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
         task = bar.add_task("keys", total=None)
         return await audit_books(
             settings.dsn,

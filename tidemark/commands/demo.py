@@ -8,17 +8,21 @@ import sys
 
 import click
 from pydantic import SecretStr
-from rich.console import Console
 
 from deploy.local import detached, state
+from sinks.ranges import Whole
 from streams.settings import Settings, load_named
+from tidemark.commands import output
+from tidemark.commands.numbers import Number
 from tidemark.demo import DemoError, make_plan, play
+
+_SEEDS = Whole(0, 2**63 - 1)
 
 
 @click.command()
 @click.option("--portfolios", type=click.IntRange(2, 20_000), default=200, show_default=True)
 @click.option("--dates", type=click.IntRange(20, 250), default=65, show_default=True, help="Business dates to load.")
-@click.option("--seed", type=int, default=2018, show_default=True, help="Of the generated portfolios.")
+@click.option("--seed", type=Number(_SEEDS), default=2018, show_default=True, help="Of the generated portfolios.")
 @click.option("--keep", is_flag=True, help="Leave the stack up, with its console, when the demo is over.")
 def demo(portfolios: int, dates: int, seed: int, keep: bool) -> None:
     """Correct a late price and a back-dated trade before your eyes, and prove the books.
@@ -27,13 +31,13 @@ def demo(portfolios: int, dates: int, seed: int, keep: bool) -> None:
     """
     named = load_named()
     folder = named.data_dir.absolute() / "demo"
-    console = Console(width=None if sys.stdout.isatty() else 118)
+    console = output.console(width=None if sys.stdout.isatty() else 118)
     detached.stop(folder)
     shutil.rmtree(folder, ignore_errors=True)
     plan = make_plan(seed, portfolios, dates)
     with console.status("Starting Kafka, Postgres and the workers") as progress:
         own = {"TIDEMARK_BROKER_URL": "", "TIDEMARK_DATABASE_URL": "", "TIDEMARK_TOPIC_PREFIX": ""}
-        found = detached.start(folder, own, lambda step: progress.update(f"Starting the stack · {step}"))
+        found = detached.start(folder, own, lambda step: progress.update(output.text(f"Starting the stack · {step}")))
     try:
         agrees = asyncio.run(play(_on(named, found), plan, console))
     except DemoError as error:

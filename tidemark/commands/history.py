@@ -9,13 +9,15 @@ from decimal import Decimal
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from sinks import ledger, monitor
 from sinks.bitemporal import History, open_history
 from sinks.database import open_connection
+from sinks.ranges import EPOCH
 from streams.settings import load
+from tidemark.commands import output
+from tidemark.commands.numbers import Number
 
 _DIFFERENCE = ("transaction_id", "change", "old_quantity", "new_quantity", "old_cost_basis", "new_cost_basis",
                "old_realized_gain_loss", "new_realized_gain_loss")  # fmt: skip
@@ -28,8 +30,10 @@ _POSITION = ("sequence", "transaction_id", "position_date", "epoch", "quantity",
 @click.argument("security")
 @click.option("--as-of", type=click.DateTime(["%Y-%m-%d"]), help="Only the position at the end of this date.")
 @click.option("--known-at", help="As it was known at this moment (ISO 8601; without offset UTC).")
-@click.option("--epoch", type=click.IntRange(min=0), help="As it stood at the end of this epoch.")
-@click.option("--diff", type=(int, int), metavar="OLD NEW", help="What changed from epoch OLD to epoch NEW.")
+@click.option("--epoch", type=Number(EPOCH), help="As it stood at the end of this epoch.")
+@click.option(
+    "--diff", type=(Number(EPOCH), Number(EPOCH)), metavar="OLD NEW", help="What changed from epoch OLD to epoch NEW."
+)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def history(
     portfolio: str,
@@ -49,11 +53,11 @@ def history(
     moment = _moment(known_at) if known_at else None
     rows = asyncio.run(_read(portfolio, security, as_of, moment, epoch, diff))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.Encoder(decimal_format="number").encode(rows)))
+        output.echo_json(msgspec.json.format(msgspec.json.Encoder(decimal_format="number").encode(rows)).decode())
     elif rows:
         _print(rows, _DIFFERENCE if diff else _POSITION)
     else:
-        click.echo("no difference" if diff else "nothing was held or traded by then")
+        output.echo("no difference" if diff else "nothing was held or traded by then")
 
 
 async def _read(
@@ -85,16 +89,16 @@ def values(portfolio: str, security: str, days: int, as_json: bool) -> None:
     """
     rows = asyncio.run(_values(portfolio, security, days))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.Encoder(decimal_format="number").encode(rows)))
+        output.echo_json(msgspec.json.format(msgspec.json.Encoder(decimal_format="number").encode(rows)).decode())
     elif rows:
         _print(rows, _VALUES)
     else:
-        click.echo("not valued on any date yet")
+        output.echo("not valued on any date yet")
 
 
 async def _values(portfolio: str, security: str, days: int) -> list[dict[str, object]]:
     async with open_connection(load().dsn) as connection:
-        state = await monitor.read_key(connection, portfolio, security)
+        state = await monitor.read_key(connection, portfolio, security, limit=1)
         if state is None:
             raise click.ClickException(f"portfolio {portfolio} has never held {security}")
         return await ledger.daily_values(connection, portfolio, security, state["watermark_date"], days)
@@ -111,9 +115,9 @@ async def _check_epochs(found: History, portfolio: str, security: str, asked: Se
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise click.BadParameter(f"not an ISO 8601 timestamp: {text}", param_hint="--known-at") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _print(rows: Sequence[dict[str, object]], columns: Sequence[str]) -> None:
@@ -121,9 +125,9 @@ def _print(rows: Sequence[dict[str, object]], columns: Sequence[str]) -> None:
     for column in columns:
         table.add_column(column, justify="left" if column in ("transaction_id", "change") else "right")
     for row in rows:
-        table.add_row(*(_text(row[column]) for column in columns))
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=200).print(table)
+        output.add_row(table, (_text(row[column]) for column in columns))
+    console = output.console()
+    console.print(table) if console.is_terminal else output.console(width=200).print(table)
 
 
 def _text(value: object) -> str:

@@ -10,14 +10,16 @@ from datetime import date, datetime
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from sinks import operations, progress
 from sinks.database import Connection, open_connection
 from sinks.operations import LimitState
+from sinks.ranges import ID, PRIORITY, RESET_RATE
 from streams.settings import load
+from tidemark.commands import output
 from tidemark.commands.actor import actor_option
+from tidemark.commands.numbers import Number
 
 T = TypeVar("T")
 
@@ -47,7 +49,7 @@ def jobs() -> None:
 @jobs.command("list")
 @click.option("--status", "statuses", multiple=True, type=click.Choice(STATUSES), help="Only these; may be repeated.")
 @click.option("--security", "security_id", help="Only this security's.")
-@click.option("--before", type=int, help="Only jobs with a smaller id: the next page.")
+@click.option("--before", type=Number(ID), help="Only jobs with a smaller id: the next page.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @_json_option
 def list_(statuses: tuple[str, ...], security_id: str | None, before: int | None, limit: int, as_json: bool) -> None:
@@ -59,19 +61,18 @@ def list_(statuses: tuple[str, ...], security_id: str | None, before: int | None
         _print_json(found)
         return
     if not found:
-        click.echo("no jobs")
+        output.echo("no jobs")
         return
     columns = ("job_id", "security_id", "earliest_impacted_date", "status", "priority", "keys_done", "keys_total",
                "created_at", "finished_at", "failure_reason")  # fmt: skip
     table = Table(*columns, box=None)
     for job in found:
-        table.add_row(*(_text(job[name]) for name in columns))
-    console = Console()
-    Console(width=None if console.is_terminal else 240).print(table)
+        output.add_row(table, (_text(job[name]) for name in columns))
+    output.console(width=None if output.console().is_terminal else 240).print(table)
 
 
 @jobs.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=Number(ID))
 @_json_option
 def show(job_id: int, as_json: bool) -> None:
     """Show a job, the corrections it covers, and how far they are."""
@@ -85,7 +86,7 @@ def show(job_id: int, as_json: bool) -> None:
 
 
 @jobs.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=Number(ID))
 @actor_option
 @_json_option
 def cancel(job_id: int, actor: str, as_json: bool) -> None:
@@ -97,7 +98,7 @@ def cancel(job_id: int, actor: str, as_json: bool) -> None:
 
 
 @jobs.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=Number(ID))
 @actor_option
 @_json_option
 def requeue(job_id: int, actor: str, as_json: bool) -> None:
@@ -106,8 +107,8 @@ def requeue(job_id: int, actor: str, as_json: bool) -> None:
 
 
 @jobs.command(context_settings={"ignore_unknown_options": True})
-@click.argument("job_id", type=int)
-@click.argument("priority", type=click.IntRange(-1_000, 1_000))
+@click.argument("job_id", type=Number(ID))
+@click.argument("priority", type=Number(PRIORITY))
 @actor_option
 @_json_option
 def prioritise(job_id: int, priority: int, actor: str, as_json: bool) -> None:
@@ -132,7 +133,7 @@ def resume(actor: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("rows_per_second", type=float)
+@click.argument("rows_per_second", type=Number(RESET_RATE))
 @actor_option
 @_json_option
 def throttle(rows_per_second: float, actor: str, as_json: bool) -> None:
@@ -151,7 +152,7 @@ def impact(security: str, from_date: date, as_json: bool) -> None:
         _print_json(asdict(found))
         return
     time = "at a rate not known yet" if found.reset_seconds is None else f"in about {found.reset_seconds:,.1f} s"
-    click.echo(f"{found.keys:,} keys to reset {time}; {found.snapshots:,} snapshots to value again")
+    output.echo(f"{found.keys:,} keys to reset {time}; {found.snapshots:,} snapshots to value again")
 
 
 @click.command()
@@ -180,7 +181,7 @@ def reprocess(
         return
     what = "a job will reset its holders" if found.keys is None else f"{found.keys:,} keys reset"
     seqs = sorted(found.seqs.values())
-    click.echo(f"correction {seqs[0]}{f' to {seqs[-1]}' if len(seqs) > 1 else ''}: {what}")
+    output.echo(f"correction {seqs[0]}{f' to {seqs[-1]}' if len(seqs) > 1 else ''}: {what}")
 
 
 COMMANDS = [jobs, pause, resume, throttle, impact, reprocess]
@@ -201,21 +202,21 @@ def _print_job(job: dict[str, Any], as_json: bool) -> None:
     covered = job.pop("corrections")
     for name, value in job.items():
         if value is not None:
-            click.echo(f"{name:<24}{_text(value)}")
+            output.echo(f"{name:<24}{_text(value)}")
     for each in covered:
         parts = [f"{name}={_text(value)}" for name, value in each.items() if value is not None]
-        click.echo("correction  " + "  ".join(parts))
+        output.echo("correction  " + "  ".join(parts))
 
 
 def _print_limit(state: LimitState, as_json: bool) -> None:
     if as_json:
         _print_json({**asdict(state), "in_force": state.in_force})
         return
-    click.echo("paused" if state.paused else f"{state.in_force:,.0f} keys per second")
+    output.echo("paused" if state.paused else f"{state.in_force:,.0f} keys per second")
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, default=_text))
+    output.echo_json(json.dumps(value, indent=2, default=_text))
 
 
 def _text(value: Any) -> str:

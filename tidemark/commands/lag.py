@@ -7,12 +7,12 @@ import json
 from dataclasses import asdict
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from sinks.database import open_connection
 from streams.lag import LagUnknown, PartitionLag, read_lag
 from streams.settings import Settings, load
+from tidemark.commands import output
 
 
 @click.command()
@@ -28,13 +28,13 @@ def lag(as_json: bool, everything: bool) -> None:
     except LagUnknown as error:
         raise click.ClickException(str(error)) from None
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in found], indent=2))
+        output.echo_json(json.dumps([asdict(row) for row in found], indent=2))
         return
     shown = [row for row in found if everything or row.lag]
     if shown:
-        Console().print(_table(shown))
+        output.console().print(_table(shown))
     behind = sum(row.lag for row in found)
-    click.echo(f"{behind:,} records behind in {len(found)} partitions" if behind else "nothing is behind")
+    output.echo(f"{behind:,} records behind in {len(found)} partitions" if behind else "nothing is behind")
 
 
 async def _read(settings: Settings) -> list[PartitionLag]:
@@ -48,15 +48,8 @@ def _table(rows: list[PartitionLag]) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         position = "never read" if row.position is None else f"{row.position:,}"
-        table.add_row(
-            row.consumergroup,
-            row.topic,
-            str(row.partition),
-            position,
-            f"{row.end_offset:,}",
-            f"{row.lag:,}",
-            f"{row.lag_seconds:,.1f}",
-        )
+        numbers = (f"{row.end_offset:,}", f"{row.lag:,}", f"{row.lag_seconds:,.1f}")
+        output.add_row(table, (row.consumergroup, row.topic, str(row.partition), position, *numbers))
     return table
 
 

@@ -10,6 +10,9 @@ import click
 from sinks import outbox as waiting
 from sinks.database import open_connection
 from streams.settings import load
+from tidemark.commands import output
+
+_SHOWN = 1_000
 
 
 @click.command()
@@ -20,16 +23,18 @@ def outbox(retry: bool, as_json: bool) -> None:
     backlog, refused = asyncio.run(_run(retry))
     if as_json:
         summary = {"pending": backlog.pending, "held": backlog.held, "oldest_seconds": backlog.oldest_seconds}
-        click.echo(json.dumps({**summary, "refused": refused}, indent=2, default=str))
+        output.echo_json(json.dumps({**summary, "refused": refused}, indent=2, default=str))
         return
     waits = f"{backlog.pending:,} messages wait, the oldest for {backlog.oldest_seconds:,.0f} s"
-    click.echo(f"{waits}; {backlog.held:,} are held back")
-    for row in refused:
-        click.echo(
+    output.echo(f"{waits}; {backlog.held:,} are held back")
+    for row in refused[:_SHOWN]:
+        output.echo(
             f"{row['id']}  {row['topic']}  {row['message_key']}  since {row['held_at']}  {row['failure_reason']}"
         )
+    if len(refused) > _SHOWN:
+        output.echo(f"… and {len(refused) - _SHOWN:,} more: --json lists them all")
     if retry:
-        click.echo("the relay has been asked to try them again")
+        output.echo("the relay has been asked to try them again")
 
 
 async def _run(retry: bool) -> tuple[waiting.Backlog, list[dict[str, object]]]:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from streams import produce as producing
 from streams.settings import load
+from tidemark.commands import output
 
 _SHOWN = 10
 
@@ -35,14 +35,19 @@ def produce(topic: str, file: Path, form: str | None) -> None:
         raise click.ClickException(f"{file}: not UTF-8: {error}") from None
     bad = [line for line in lines if line.problem]
     for line in bad[:_SHOWN]:
-        click.echo(f"{file}:{line.number}: {line.problem}", err=True)
+        output.echo(f"{file}:{line.number}: {line.problem}", err=True)
     if bad:
         raise click.ClickException(f"{len(bad)} of {len(lines)} records are bad; nothing was sent")
-    columns = (TextColumn(f"Sending to {topic}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns = (
+        TextColumn(f"Sending to {topic}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=output.console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(lines))
         sent = asyncio.run(producing.send(settings, topic, lines, lambda count: progress.advance(task, count)))
-    click.echo(f"{sent:,} records sent to {settings.topic(topic)}")
+    output.echo(f"{sent:,} records sent to {settings.topic(topic)}")
 
 
 COMMANDS = [produce]

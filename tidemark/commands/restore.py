@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 from streams.restore import after_restore as move
 from streams.settings import load
 from streams.topics import TopicError
+from tidemark.commands import output
 
 
 @click.command("after-restore")
@@ -28,10 +29,10 @@ def after_restore(as_json: bool) -> None:
     except KafkaError as error:
         raise TopicError(f"cannot read what was published at {settings.bootstrap_servers}: {error}") from error
     if as_json:
-        click.echo(json.dumps({"published": asdict(published), "now": asdict(now)}))
+        output.echo_json(json.dumps({"published": asdict(published), "now": asdict(now)}))
         return
-    click.echo(f"event_id: up to {published.event_id} was published; the next ones are above {now.event_id}")
-    click.echo(f"correction seq: up to {published.seq} was published; the next ones are above {now.seq}")
+    output.echo(f"event_id: up to {published.event_id} was published; the next ones are above {now.event_id}")
+    output.echo(f"correction seq: up to {published.seq} was published; the next ones are above {now.seq}")
 
 
 COMMANDS = [after_restore]

@@ -9,11 +9,11 @@ import sys
 from typing import Any
 
 import click
-from rich.console import Console
 
 from deploy.local import detached, state
 from deploy.local.stack import Stack
 from streams.settings import Settings, load_named
+from tidemark.commands import output
 
 
 @click.command()
@@ -39,14 +39,14 @@ def status(as_json: bool) -> None:
     found = state.read(folder)
     alive = found if found and found.alive else None
     if as_json:
-        click.echo(json.dumps(_summary(alive), indent=2))
+        output.echo_json(json.dumps(_summary(alive), indent=2))
     elif alive is None:
         raise click.ClickException(f"no local stack runs in {folder}: start one with `tidemark up`")
     else:
-        click.echo(_addresses(alive))
+        _print_addresses(alive)
         for worker in alive.workers:
             shown = "ready" if worker.ready else "not ready"
-            click.echo(f"{worker.role:<10} pid {worker.pid or '-'}  {worker.web_url}  {shown}")
+            output.echo(f"{worker.role:<10} pid {worker.pid or '-'}  {worker.web_url}  {shown}")
     if alive is None or not alive.ready:
         sys.exit(1)
 
@@ -55,22 +55,22 @@ def status(as_json: bool) -> None:
 def down() -> None:
     """Stop the local stack; its data stays."""
     folder = load_named().data_dir
-    click.echo("stopped" if detached.stop(folder) else f"no local stack runs in {folder}")
+    output.echo("stopped" if detached.stop(folder) else f"no local stack runs in {folder}")
 
 
 COMMANDS = [up, status, down]
 
 
 async def _run(settings: Settings) -> None:
-    console = Console(stderr=True)
+    console = output.console(stderr=True)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     with console.status("Starting") as progress:
 
         def report(step: str) -> None:
-            progress.update(f"Starting: {step}")
+            progress.update(output.text(f"Starting: {step}"))
             if not console.is_terminal:
-                console.print(f"starting: {step}", highlight=False)
+                console.print(f"starting: {step}")
 
         stack = Stack(settings, report)
         starting = asyncio.create_task(stack.start())
@@ -87,17 +87,18 @@ async def _run(settings: Settings) -> None:
         except asyncio.CancelledError:
             return
     found = state.read(settings.data_dir)
-    click.echo(_addresses(found) if found else "")
-    click.echo("Ctrl-C stops it.")
+    if found:
+        _print_addresses(found)
+    output.echo("Ctrl-C stops it.")
     await stopping.wait()
     with console.status("Stopping"):
         await stack.stop()
 
 
 def _detach(settings: Settings) -> None:
-    with Console(stderr=True).status("Starting") as progress:
-        found = detached.start(settings.data_dir, {}, progress.update)
-    click.echo(_addresses(found))
+    with output.console(stderr=True).status("Starting") as progress:
+        found = detached.start(settings.data_dir, {}, lambda step: progress.update(output.text(step)))
+    _print_addresses(found)
 
 
 def _summary(found: state.StackState | None) -> dict[str, Any]:
@@ -115,5 +116,6 @@ def _summary(found: state.StackState | None) -> dict[str, Any]:
     }
 
 
-def _addresses(found: state.StackState) -> str:
-    return f"broker    {found.broker_url}\ndatabase  {found.database_url}\nweb       {found.web_url}"
+def _print_addresses(found: state.StackState) -> None:
+    for name, url in (("broker", found.broker_url), ("database", found.database_url), ("web", found.web_url)):
+        output.echo(f"{name:<10}{url}")

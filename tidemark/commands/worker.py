@@ -11,6 +11,7 @@ from streams import permissions
 from streams import topics as kafka_topics
 from streams import worker as faust_worker
 from streams.settings import ROLES, load, load_named
+from tidemark.commands import output
 
 
 @click.command()
@@ -29,10 +30,10 @@ def topics(as_json: bool) -> None:
     """Create the topics that are missing and check the others."""
     found = asyncio.run(kafka_topics.ensure_topics(load()))
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        output.echo_json(json.dumps(found, indent=2))
         return
     for name, what in found.items():
-        click.echo(f"{what:<8} {name}")
+        output.echo(f"{what:<8} {name}")
 
 
 @click.command()
@@ -48,16 +49,16 @@ def acls(principal: str, as_json: bool) -> None:
     needed = {role: permissions.needed(settings, role) for role in ROLES}
     needed["topics"] = permissions.needed_to_create(settings)
     rows = [
-        {"role": role, "principal": principal.format(role=role), **each._asdict()}
+        {"role": role, "principal": principal.replace("{role}", role), **each._asdict()}
         for role, found in needed.items()
         for each in found
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        output.echo_json(json.dumps(rows, indent=2))
         return
     for row in rows:
         who, operation = row["principal"], row["operation"]
-        click.echo(f"--add --allow-principal {who} --operation {operation} --{row['resource']} {row['name']}")
+        output.echo(f"--add --allow-principal {who} --operation {operation} --{row['resource']} {row['name']}")
 
 
 COMMANDS = [worker, topics, acls]

@@ -10,8 +10,10 @@ from aiohttp import web
 
 from sinks import actions, ledger, operations
 from sinks.database import Connection
+from sinks.ranges import PRIORITY, RESET_RATE
 from streams.app import App
 from streams.web import access, parameters, render
+from streams.web.links import local_path
 from streams.web.problems import Problem
 
 _MOST_AT_ONCE = 10_000
@@ -101,12 +103,14 @@ class Actions:
             fields={field: values[field] for field in values if field in _FIELDS},
             back=_back(values),
             rate=limit.rows_per_second if limit else self._app.settings.reset_rows_per_second,
+            rates=RESET_RATE,
+            priorities=PRIORITY,
         )
 
     async def act(self, request: web.Request) -> web.StreamResponse:
         """Do it, job by job, each a transaction with its audit row; what cannot be done is shown."""
         name, action = _action(request)
-        actor, form = access.operator(request), await request.post()
+        actor, form = access.operator(request), await parameters.form(request)
         async with (await self._app.pool()).acquire() as connection:
             if action.on_jobs:
                 jobs = await self._jobs(connection, action, form)
@@ -122,11 +126,10 @@ class Actions:
     async def _jobs(self, connection: Connection, action: Action, values: Any) -> list[dict[str, Any]]:
         """The one that is named, or all of corrections that match the filter."""
         if values.get("job_id"):
-            job_id = str(values["job_id"])
-            if not job_id.isdecimal():
-                raise Problem("invalid", f"job_id: expected a whole number, got {job_id!r}")
+            job_id = parameters.number(values, "job_id")
+            assert job_id is not None
             try:
-                return [await operations.show_job(connection, int(job_id))]
+                return [await operations.show_job(connection, job_id)]
             except operations.Refused as error:
                 raise Problem("not-found", str(error)) from None
         wanted = parameters.corrections_filter(values)
@@ -183,19 +186,12 @@ def _action(request: web.Request) -> tuple[str, Action]:
 
 
 def _back(values: Any) -> str:
-    return access.local_path(str(values.get("back") or "/corrections"))
+    return local_path(values.get("back") or "/corrections")
 
 
 def _priority(form: Any) -> int:
-    text = str(form.get("priority", ""))
-    if not text.lstrip("-").isdecimal() or abs(int(text)) > 1_000_000:
-        raise Problem("invalid", f"priority: expected a whole number, got {text!r}")
-    return int(text)
+    return parameters.checked("priority", lambda: PRIORITY.parse(form.get("priority", "")))
 
 
 def _rate(form: Any) -> float:
-    text = str(form.get("rows_per_second", ""))
-    try:
-        return float(text)
-    except ValueError:
-        raise Problem("invalid", f"rows_per_second: expected a number, got {text!r}") from None
+    return parameters.checked("rows_per_second", lambda: RESET_RATE.parse(form.get("rows_per_second", "")))

@@ -26,7 +26,7 @@ class Corrections:
 
     async def show_all(self, request: web.Request) -> web.StreamResponse:
         """Newest first, a page at a time."""
-        wanted, before = parameters.corrections_filter(request.query), parameters.integer(request.query, "cursor")
+        wanted, before = parameters.corrections_filter(request.query), parameters.number(request.query, "cursor")
         async with (await self._app.pool()).acquire() as connection:
             found = await ledger.corrections(connection, wanted, before, _PAGE + 1)
         following = request.rel_url.update_query(cursor=str(found[_PAGE - 1].seq)) if len(found) > _PAGE else None

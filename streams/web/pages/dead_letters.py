@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from sinks.ranges import PARTITION
 from streams.metrics import DEAD_LETTER_REASONS as REASONS
 from streams.web import access, parameters, render
 from streams.web.letters import Letters
 from streams.web.problems import Problem
 
-_PAGE = 200
+_PAGE = 50
 
 
 class DeadLetters:
@@ -25,10 +26,13 @@ class DeadLetters:
         application.router.add_post("/dead-letters/{partition}/{offset}", self.resubmit)
 
     async def show_all(self, request: web.Request) -> web.StreamResponse:
-        """Newest first."""
+        """Newest first, a page at a time."""
         reason = parameters.choice(request.query, "reason", REASONS)
-        found = await self._letters.latest(_PAGE, reason)
-        return render.page(request, "dead_letters.html", letters=found, reasons=REASONS, reason=reason)
+        found, cursor = await self._letters.page(_PAGE, reason, request.query.get("cursor", ""))
+        following = request.rel_url.update_query(cursor=cursor) if cursor else None
+        return render.page(
+            request, "dead_letters.html", letters=found, reasons=REASONS, reason=reason, following=following
+        )
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         """The record as received, the error, and the form to repair it."""
@@ -39,8 +43,8 @@ class DeadLetters:
     async def resubmit(self, request: web.Request) -> web.StreamResponse:
         """Send it again; what would be refused again is said at once, with the text kept."""
         partition, offset = _place(request)
-        actor, form = access.operator(request), await request.post()
-        value = str(form.get("value", "")).replace("\r\n", "\n")
+        actor, form = access.operator(request), await parameters.form(request, free=("value",))
+        value = form.get("value", "").replace("\r\n", "\n")
         try:
             await self._letters.resubmit(actor, partition, offset, value)
         except Problem as problem:
@@ -54,4 +58,5 @@ class DeadLetters:
 
 
 def _place(request: web.Request) -> tuple[int, int]:
-    return parameters.number_segment(request, "partition"), parameters.number_segment(request, "offset")
+    partition = parameters.number_segment(request, "partition", PARTITION)
+    return partition, parameters.number_segment(request, "offset")

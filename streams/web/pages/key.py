@@ -9,11 +9,13 @@ from decimal import Decimal
 from typing import Any
 
 from aiohttp import web
+from yarl import URL
 
 from sinks import ledger, monitor
 from streams.app import App
 from streams.web import parameters, render
 from streams.web.charts import value_chart
+from streams.web.links import segment
 from streams.web.problems import Problem
 
 _ROWS = 2_000
@@ -44,20 +46,22 @@ class Key:
     def add_routes(self, application: web.Application) -> None:
         """Mount both."""
         application.router.add_get("/keys", self.find)
-        application.router.add_get("/portfolios/{portfolio_id}/securities/{security_id}", self.show)
+        application.router.add_get("/portfolios/{portfolio_id:[^/]+}/securities/{security_id:[^/]+}", self.show)
 
     async def find(self, request: web.Request) -> web.StreamResponse:
         """A form; with both ids given, straight to the page."""
         portfolio, security = request.query.get("portfolio_id", ""), request.query.get("security_id", "")
         if portfolio and security:
-            raise web.HTTPSeeOther(f"/portfolios/{render.segment(portfolio)}/securities/{render.segment(security)}")
+            raise web.HTTPSeeOther(
+                URL(f"/portfolios/{segment(portfolio)}/securities/{segment(security)}", encoded=True)
+            )
         return render.page(request, "keys.html", portfolio=portfolio, security=security)
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         """Everything about one key."""
         portfolio, security = parameters.segment(request, "portfolio_id"), parameters.segment(request, "security_id")
         async with (await self._app.pool()).acquire() as connection:
-            state = await monitor.read_key(connection, portfolio, security)
+            state = await monitor.read_key(connection, portfolio, security, limit=1)
             if state is None:
                 raise Problem("not-found", f"portfolio {portfolio} has never held {security}")
             rows = await ledger.epochs(connection, portfolio, security, _ROWS)
