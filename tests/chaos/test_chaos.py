@@ -10,7 +10,8 @@ from tests.chaos.run import Plan, run
 
 PLANS = {
     1: Plan(4_000, backlog=400, batch_records=100, script=[
-        "kill_worker", "cut_at_commit", "silence_postgres", "crash_postgres", "freeze_worker", "fill_disk", "kill_broker",
+        "kill_worker", "cut_at_commit", "silence_postgres", "crash_postgres", "freeze_worker", "fill_disk",
+        "kill_broker",
     ]),
     2: Plan(2_000, backlog=200, batch_records=100, brokers=3, script=["kill_broker", "kill_worker"]),
 }  # fmt: skip
