@@ -34,8 +34,8 @@ order by job_id
 on conflict do nothing
 """
 
-# "status || ''" keeps off the index that begins with the status, here and below. Before version 17 Postgres may look for
-# the jobs in all that are open, where statistics lag and know of few.
+# "status || ''" keeps off the index that begins with the status, here and below. Before version 17 Postgres may look
+# for the jobs in all that are open, where statistics lag and know of few.
 _COUNT = f"""
 update reprocessing_jobs j set keys_total = (
     select count(*)
