@@ -34,12 +34,14 @@ order by job_id
 on conflict do nothing
 """
 
+# "status || ''" keeps off the index that begins with the status, here and below. Before version 17 Postgres may look
+# for the jobs in all that are open, where statistics lag and know of few.
 _COUNT = f"""
 update reprocessing_jobs j set keys_total = (
     select count(*)
     from (select {last_held_before("j.earliest_impacted_date")} as since) as held, position_state s
     where s.security_id = j.security_id and {affected("s", "held.since")})
-where job_id = any($1::bigint[]) and status = 'PENDING' and keys_total is null
+where job_id = any($1::bigint[]) and status || '' = 'PENDING' and keys_total is null
 """
 
 # The open corrections that a job covers, no others: a hole cannot hide behind a high-water mark. Always looked up job
@@ -55,7 +57,7 @@ update corrections set job_id = adopted.job_id
 from (
     select j.job_id, c.seq
     from (select * from reprocessing_jobs
-          where job_id = any($1::bigint[]) and status in ('PENDING', 'PROCESSING') offset 0) as j
+          where job_id = any($1::bigint[]) and status || '' in ('PENDING', 'PROCESSING') offset 0) as j
     cross join lateral (
         select seq from corrections c
         where {_COVERED} and not c.held and c.job_id is distinct from j.job_id offset 0) as c
@@ -66,7 +68,7 @@ where corrections.seq = adopted.seq
 # Held ones are no reason to run: a trigger that comes again must not undo a cancel.
 _NEEDLESS = f"""
 update reprocessing_jobs j set status = 'COMPLETE', keys_total = keys_done, finished_at = clock_timestamp()
-where job_id = any($1::bigint[]) and status in ('PENDING', 'PROCESSING')
+where job_id = any($1::bigint[]) and status || '' in ('PENDING', 'PROCESSING')
   and (select 1 from corrections c where {_COVERED} and not c.held limit 1) is null
 """
 
@@ -119,7 +121,7 @@ returning {_COLUMNS}
 _TAKE_SMALL = f"""
 with planner as materialized ({BY_INDEX})
 select job_id from reprocessing_jobs, planner
-where job_id = any($1::bigint[]) and cursor_portfolio_id = '' and status in ('PENDING', 'PROCESSING')
+where job_id = any($1::bigint[]) and cursor_portfolio_id = '' and status || '' in ('PENDING', 'PROCESSING')
 order by job_id
 for no key update of reprocessing_jobs
 """
@@ -143,7 +145,7 @@ _END = f"""
 with done as materialized (
     select j.*, $4::bigint[] is not null as counted, coalesce(counts.keys, 0) as keys
     from reprocessing_jobs j left join unnest($1::bigint[], $4::bigint[]) as counts (job_id, keys) using (job_id)
-    where j.job_id = any($1::bigint[]) and j.status in ('PENDING', 'PROCESSING')
+    where j.job_id = any($1::bigint[]) and j.status || '' in ('PENDING', 'PROCESSING')
 ), ledger as (
     update corrections set
         reset_at = case when $2 = 'COMPLETE' then clock_timestamp() else reset_at end,

@@ -54,6 +54,10 @@ from (select pid, state = 'disabled' or (state in ('active', 'fastpath function 
 _TCP_INFO_BYTES, _LAST_DATA_RECEIVED = 104, 52  # Linux: struct tcp_info, and in it milliseconds as an unsigned int
 
 
+_ENDING: set[asyncio.Task[None] | None] = set()
+"""Tasks that end what their sessions left on the server; a loop keeps no task alive by itself."""
+
+
 class Address(str):
     """A database URL, and how long a session there waits for an answer that nobody works on."""
 
@@ -151,6 +155,7 @@ class _Watch:
         self._asked: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.Task[None] | None = None
+        self._is_answered = False
 
     @classmethod
     async def begin(cls, session: Session, address: str, seconds: float) -> None:
@@ -201,13 +206,25 @@ class _Watch:
                 waited = self._loop.time() - asked
                 logger.warning("Postgres left a statement unanswered for %.0f s; its session is given up", waited)
                 self._session.terminate()
+                await self._end_backend()
                 return
             await asyncio.sleep(max(0.0, looked + self._half - self._loop.time()))
         if self._asked is not None and self._timer is None and not self._session.is_closed():
             self._timer = self._loop.call_later(self._half, self._due)
 
+    async def _end_backend(self) -> None:
+        """On the server the session may live on, with its locks, where nobody could be reached to end it yet."""
+        _ENDING.add(asyncio.current_task())
+        try:
+            while not self._is_answered:
+                await asyncio.sleep(self._half)
+                await self._is_worked_on(is_last=True)
+        finally:
+            _ENDING.discard(asyncio.current_task())
+
     async def _is_worked_on(self, *, is_last: bool) -> bool:
         """Whether the backend is at it, or the server at least answers and does not let us ask."""
+        self._is_answered = False
         if self._hears():
             return True
         try:
@@ -221,10 +238,13 @@ class _Watch:
             return False
         except asyncpg.PostgresError:  # too many sessions, a password that was changed: an answer all the same
             return True
+        self._is_answered = True
         return row is not None and row["is_working"]
 
     def _hears(self) -> bool:
         """Whether an answer is coming in: a large one may take long on a slow line."""
+        if self._session.is_closed():
+            return False
         opened = self._session._transport.get_extra_info("socket")
         if sys.platform != "linux" or opened is None or opened.family not in _TCP:
             return False

@@ -188,6 +188,24 @@ async def test_a_silent_session_is_released_and_closed_in_time(through: Pool, pr
     assert await in_time(through.fetchval("select 1")) == 1
 
 
+async def test_what_a_session_leaves_on_the_server_is_ended_once_new_sessions_pass(
+    through: Pool, proxy: Proxy, pool: Pool
+) -> None:
+    """While none did, the session was given up on this side alone; the locks of its transaction are held by a ghost."""
+    await pool.execute("create table effects (record bigint)")
+    await pool.execute("insert into effects values (1)")
+    with pytest.raises(Exception, match="clos"):  # noqa: PT012 - the transaction's end fails too
+        async with through.acquire() as connection, connection.transaction():
+            await connection.execute("update effects set record = 2")
+            await proxy.silence_all()
+            proxy.is_silent = True
+            await in_time(connection.execute("select 1"))
+    ghosts = "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in trans%'"
+    assert await pool.fetchval(ghosts) == 1
+    proxy.is_silent = False
+    await in_time(pool.execute("update effects set record = 3"))
+
+
 async def test_a_leader_that_hears_nothing_steps_down(address: Address, proxy: Proxy, database: str) -> None:
     """The observer's kind of session: its lock is free again, and its heir leads."""
     async with leadership(address, 4711) as connection:
