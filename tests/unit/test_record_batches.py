@@ -14,7 +14,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 
-from streams import codecs, fetched
+from streams import codecs, fetched, kafka_clients
 from streams.codecs import GZIP, LZ4, SNAPPY, ZSTD
 from streams.record_batches import HEADER_BYTES, LARGEST_WHOLE
 from streams.records import LARGEST_RECORD, Refused
@@ -44,9 +44,7 @@ def shown(records: Iterable[Any]) -> list[tuple[int, Any]]:
 
 
 def test_this_is_what_consumers_read_with() -> None:
-    from streams import kafka_clients
-
-    assert kafka_clients
+    assert kafka_clients  # importing it is what installs this
     assert fetcher.PartitionRecords is fetched._Records
     assert fetcher.FetchResult is fetched._Fetched
 
