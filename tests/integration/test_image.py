@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+_COMPILED = shutil.ignore_patterns("__pycache__")
 
 
 def instructions(stage: int) -> list[tuple[str, str]]:
@@ -53,8 +54,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     assert any(each == known or each.startswith(f"{known}/") for known in in_context()), each
                     destination = source / to / Path(each).name if to.endswith("/") else source / to
                     destination.parent.mkdir(parents=True, exist_ok=True)
-                    copy = shutil.copytree if (ROOT / each).is_dir() else shutil.copy
-                    copy(ROOT / each, destination, **({"dirs_exist_ok": True} if copy is shutil.copytree else {}))
+                    if (ROOT / each).is_dir():  # without what other processes compile meanwhile
+                        shutil.copytree(ROOT / each, destination, ignore=_COMPILED, dirs_exist_ok=True)
+                    else:
+                        shutil.copy(ROOT / each, destination)
             case "RUN":
                 command = rest.replace("/opt/tidemark", str(target)).replace("python -m venv", "python3.11 -m venv")
                 done = subprocess.run(

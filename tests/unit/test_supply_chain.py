@@ -25,7 +25,7 @@ def pins(lock: Path) -> dict[str, str]:
     return dict(found)
 
 
-def tool(name: str, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def tool(name: str, *arguments: object, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     command = [Path(sys.executable).with_name(name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
