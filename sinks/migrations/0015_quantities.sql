@@ -10,6 +10,26 @@ alter table position_history
 create index position_history_out_of_range on position_history (security_id, portfolio_id, sequence)
     where superseded_epoch is null and out_of_range;
 
+-- Functions that return the table's rows do so with the columns it had: they are made again for those it has now.
+create or replace function history_known_at(portfolio text, security text, known_at timestamptz default 'infinity')
+    returns setof position_history
+    language sql stable
+    begin atomic
+        select h.* from position_history h
+        where h.portfolio_id = portfolio and h.security_id = security and check_horizon(portfolio, security, known_at, null)
+          and h.recorded_at <= known_at and (h.superseded_at is null or h.superseded_at > known_at)
+        order by h.sequence;
+    end;
+create or replace function history_of_epoch(portfolio text, security text, wanted int) returns setof position_history
+    language sql stable
+    begin atomic
+        select h.* from position_history h
+        where h.portfolio_id = portfolio and h.security_id = security
+          and h.epoch <= wanted and (h.superseded_epoch is null or h.superseded_epoch > wanted)
+          and check_horizon(portfolio, security, null, wanted)
+        order by h.sequence;
+    end;
+
 -- The lots behind the head after a live row that is a split. sequence: the last row that put something into the lot.
 create table lots_after_split (
     security_id    text collate "C" not null,

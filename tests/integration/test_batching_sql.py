@@ -21,6 +21,10 @@ from tidemark.audit import audit_books
 
 KINDS = ["BUY", "SELL", "TRANSFER_IN", "TRANSFER_OUT"]
 SEEDS = range(40)
+_BOUGHT = ("BUY", Decimal(10), Decimal(100), Decimal(0))
+KNOWN = [_BOUGHT, ("TRANSFER_IN", Decimal(0), Decimal(7), Decimal(0)), _BOUGHT,
+         ("SELL", Decimal(15), Decimal(180), Decimal(0))]  # fmt: skip
+"""Once two costs came of it, 50 in one batch and 57 in two."""
 
 # Everything that is stored for a key, but for what says which key, when and in which batch.
 _ROWS = """
@@ -46,11 +50,11 @@ def history(seed: int) -> list[tuple[str, Decimal, Decimal, Decimal]]:
     rows = []
     for _ in range(chance.randint(4, 12)):
         kind, amount, fee = chance.choice([*KINDS, "BUY", "SELL"]), chance.randint(0, 999), chance.randint(0, 9)
-        quantity = chance.choice([Decimal(chance.randint(1, 30)), Decimal(chance.randint(1, 9)).scaleb(-10)])
-        match chance.randrange(8):
+        quantity = Decimal(chance.choice(["10", "10", "15", "4", "0.0000000003"]))
+        match chance.randrange(10):
             case 0:
                 kind, quantity = "SPLIT", Decimal(chance.choice(["2", "0.3333333333", "0.1", "3"]))
-            case 1 | 2:
+            case 1 | 2 | 3:
                 kind, quantity = chance.choice(["BUY", "TRANSFER_IN"]), Decimal(0)
         rows.append((kind, quantity, Decimal(amount), Decimal(fee)))
     return rows
@@ -77,7 +81,7 @@ async def test_every_way_to_cut_a_history_makes_the_same_rows(
     connection: asyncpg.Connection, database: str, method: CostBasisMethod
 ) -> None:
     """A security for each history, a portfolio for each place where all of them are cut, and one for every place."""
-    histories = {f"S{seed:02}": history(seed) for seed in SEEDS}
+    histories = {f"S{seed:02}": history(seed) for seed in SEEDS} | {"KNOWN": KNOWN}
     longest = max(map(len, histories.values()))
     cuts = {f"at {place:02}": [place] for place in range(longest)} | {"everywhere": list(range(longest))}
     batches: dict[int, list[Transaction]] = defaultdict(list)
