@@ -145,5 +145,6 @@ def test_a_history_of_another_method_is_refused() -> None:
 
 
 def test_the_error_of_a_division_does_not_decide_a_tie() -> None:
-    rows = [("BUY", 7, "2e-10"), ("SELL", 1, 0), ("SELL", "0.75", 0)]  # half of 1e-10 is realized: 7/28 of 2e-10
-    assert costing.rounded(after("FIFO", *rows)[2]) == 0
+    """A quarter of the cost is realized in two shares of a seventh, which are cut off: 1.5 of the smallest unit."""
+    rows = [("BUY", 7, "6e-10"), ("SELL", 1, 0), ("SELL", "0.75", 0)]
+    assert costing.rounded(after("FIFO", *rows)[2]) == Decimal("-2e-10")
