@@ -32,6 +32,7 @@ grant insert on tidemark.business_dates, tidemark.corrected_prices, tidemark.out
 grant insert, update on
     tidemark.kafka_offsets, tidemark.market_prices, tidemark.transactions, tidemark.securities, tidemark.position_state,
     tidemark.position_history, tidemark.corrections to tidemark_intake;
+grant insert, delete on tidemark.lots_after_split to tidemark_intake;
 
 grant insert, update, delete on tidemark.suspects to tidemark_intake;
 
@@ -42,13 +43,16 @@ grant insert, update on
 grant update on tidemark.position_state, tidemark.corrections to tidemark_resets;
 grant insert, update, delete on tidemark.suspects to tidemark_resets;
 
--- books: valuation, the relay, corrections that were lost, what is old.
+-- books: valuation, the relay, corrections that were lost, histories to be booked anew after an upgrade, what is old.
 grant insert, update, delete on
     tidemark.daily_position_snapshots, tidemark.outbox_events, tidemark.audit_progress to tidemark_books;
 grant insert, update on
     tidemark.corrections, tidemark.securities, tidemark.history_horizons to tidemark_books;
-grant update on tidemark.position_state to tidemark_books;
-grant update, delete on tidemark.reprocessing_jobs, tidemark.position_history to tidemark_books;
+grant insert, update on tidemark.position_state to tidemark_books;
+grant update, delete on tidemark.reprocessing_jobs to tidemark_books;
+grant insert, update, delete on tidemark.position_history to tidemark_books;
+grant insert, delete on tidemark.lots_after_split to tidemark_books;
+grant insert on tidemark.operator_actions to tidemark_books;
 
 -- triggers: its table is in Kafka; here are only what the console's actions do.
 grant insert on tidemark.outbox_events, tidemark.operator_actions to tidemark_triggers;

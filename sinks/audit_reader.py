@@ -36,7 +36,7 @@ from transactions where {}
 _PRICES = "select security_id, price_date, price from market_prices where security_id = any($1::text[])"
 _HISTORY = """
 select portfolio_id, security_id, epoch, transaction_id, position_date, sequence, quantity, cost_basis,
-       realized_gain_loss
+       realized_gain_loss, coalesce(out_of_range, false) as out_of_range
 from position_history where superseded_epoch is null and {}
 order by security_id, portfolio_id, sequence
 """

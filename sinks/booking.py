@@ -38,7 +38,7 @@ class Touch:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A row of live history and the cost state after it; state is None where the row was written without one."""
+    """A row of live history and the cost state after it; state is None where no booking may go on from it."""
 
     sequence: int
     order: Order
@@ -114,7 +114,7 @@ def day_before(day: date) -> date:
 def needs_rebuild(stored: KeyState, touch: Touch) -> bool:
     """Whether the batch changes what is in the history, or puts something before its end or before the watermark.
 
-    So does any change of a history that was written without cost states.
+    So does any change of a history whose last row has no cost state to go on from.
     """
     if touch.corrected is not None:
         return True
@@ -131,11 +131,12 @@ def append(key: Key, stored: KeyState, touch: Touch) -> Plan:
 
 
 def rebuild(key: Key, stored: KeyState, touch: Touch, base: Base | None, transactions: Sequence[Transaction]) -> Plan:
-    """A new epoch from the earliest touched place on.
+    """A new epoch from the earliest touched place on, or from where the transactions begin.
 
     base: the last row before that place, or None to start from nothing; transactions: all that now take part after it.
     """
-    day = touch.place[0].astimezone(UTC).date()
+    first = min([touch.place, *(t.order for t in transactions[:1])])
+    day = first[0].astimezone(UTC).date()
     watermark = min(stored.watermark, day_before(day))
     return Plan(key, stored.epoch + 1, watermark, *_after(base), transactions, day)
 

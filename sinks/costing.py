@@ -1,8 +1,11 @@
-"""Cost of a position: pure state machine over a key's transactions (semantics, Positions).
+"""Cost of a position: pure state machine over a key's transactions (docs/positions.md, The arithmetic).
 
-A state is never rounded; `rounded` is applied to what is stored. Under FIFO lots are consumed oldest first, so a state
-needs only totals and what is left of the oldest open lot, the head: the open lots after it are those that later
-transactions opened, as they opened them. Under AVCO the totals are all there is.
+Quantities are exact and have at most 10 decimal places. Costs are exact, except that shares of a cost or an amount are
+cut off behind the 60th decimal place. `rounded` is applied to what is stored.
+
+Under FIFO lots are consumed oldest first. A state therefore needs totals and what is left of the oldest open lot, the
+head. The open lots behind the head are those that later transactions opened, as they opened them; a split states all
+of them anew. Under AVCO the totals are all there is.
 """
 
 from __future__ import annotations
@@ -10,16 +13,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
 
 from sinks.model import CostBasisMethod, Transaction
 
 ZERO = Decimal(0)
-_ONE = Decimal(1)
+OUT_OF_RANGE = Decimal("1e30")
+"""No quantity reaches this in absolute value: a transaction that would take it there leaves the state as it is."""
+
 _PLACES = Decimal("1e-10")
-_GUARD = Decimal("1e-30")
-_EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)  # semantics asks for at least 28 digits
-_WIDE = Context(prec=5_000, rounding=ROUND_HALF_EVEN)  # for splits upon splits
+_GUARD = Decimal("1e-50")
+_CUT = Decimal("1e-60")
+_UNREAD = 0
+# A cost has at most 46 digits before the point and 60 behind it, a quantity 40 in all: their product has 146 digits.
+_EXACT = Context(prec=200, rounding=ROUND_DOWN)
+_WIDE = Context(prec=200, rounding=ROUND_HALF_EVEN)
 
 
 class LotsMissing(Exception):  # noqa: N818 - says what is wrong
@@ -28,19 +36,14 @@ class LotsMissing(Exception):  # noqa: N818 - says what is wrong
 
 @dataclass(frozen=True, slots=True)
 class Lot:
-    """A parcel and its cost; both negative for a short one (cost: minus the proceeds). sequence: who opened it."""
+    """A parcel and its cost; both are negative for a short one, whose cost is minus the proceeds.
+
+    sequence: the last row that put something into it. An opened lot without units adds its cost to the newest open lot.
+    """
 
     sequence: int
     quantity: Decimal
     cost: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """A split at a place in the history: it multiplies every lot opened before."""
-
-    sequence: int
-    ratio: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +61,23 @@ class CostState:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of history: the state after its transaction, and the lot that it opened."""
+    """A row of history: the state after its transaction, and the lot that it opened.
+
+    restated: the lots behind the head as a split leaves them; they take the place of all that were opened before.
+    """
 
     sequence: int
     transaction: Transaction
     state: CostState
     opened: Lot | None = None
-
-    @property
-    def split(self) -> Decimal | None:
-        """The ratio of a split."""
-        return self.transaction.quantity if self.transaction.transaction_type == "SPLIT" else None
+    restated: Sequence[Lot] = ()
+    out_of_range: bool = False
 
 
 def rounded(value: Decimal) -> Decimal:
     """As stored: half-even to 10 decimal places.
 
-    A share such as 1/7 leaves an error in the 60th digit, which must not decide a tie: it is rounded away first.
+    Cut-off shares leave an error behind the 50th place, which must not decide a tie: it is rounded away first.
     """
     return value.quantize(_GUARD, context=_WIDE).quantize(_PLACES, context=_WIDE)
 
@@ -84,111 +87,141 @@ def run(
     kept: int,
     transactions: Iterable[Transaction],
     method: CostBasisMethod,
-    lots: Sequence[Lot] = (),
-    splits: Sequence[Split] = (),
+    lots: Iterable[Lot] = (),
 ) -> list[Entry]:
     """The entries that the transactions make after the first `kept` ones, whose state is given.
 
-    lots and splits: what `units_needed` asks for, from after the head up to `kept`, in order. Raises LotsMissing.
+    lots: as many of those behind the head as `units_needed` asks for, oldest first. Raises LotsMissing.
     """
     with localcontext(_EXACT):
-        position = _Position(state, method, lots, splits)
+        position = _Position(state, method, lots)
         return [position.apply(sequence, t) for sequence, t in enumerate(transactions, kept + 1)]
 
 
 def units_needed(state: CostState, transactions: Iterable[Transaction]) -> Decimal:
-    """How many units, as they are counted at the state, the transactions will take off the lots behind its head.
+    """How many units the transactions need of the lots behind the state's head, oldest first.
 
-    Nothing is needed for a disposal of all that is held: the totals know what it cost.
+    A disposal of all that is held needs none, since the totals know what it cost. A split needs every open lot.
     """
     if state.head is None:
         return ZERO
     with localcontext(_EXACT):
-        held, split, taken = state.quantity, _ONE, ZERO
+        held, taken = state.quantity, ZERO
         for t in transactions:
-            change = _DIRECTION.get(t.transaction_type)
-            if change is None:
-                if t.transaction_type == "SPLIT":
-                    held, split = held * t.quantity, split * t.quantity
+            after = _quantity_after(held, t)
+            if abs(after) >= OUT_OF_RANGE:
                 continue
-            if held * change < 0:
-                if t.quantity >= abs(held):
-                    break
-                taken += t.quantity / split
-            held += change * t.quantity
+            if after * held <= 0:
+                break
+            if t.transaction_type == "SPLIT":
+                taken = abs(state.quantity)
+                break
+            taken += max(ZERO, abs(held) - abs(after))
+            held = after
         return max(ZERO, min(taken, abs(state.quantity)) - abs(state.head.quantity))
 
 
 _DIRECTION = {"BUY": 1, "TRANSFER_IN": 1, "SELL": -1, "TRANSFER_OUT": -1}
 
 
-class _Position:
-    """One run through the transactions of a key. Lots wait as they were opened; the head is kept up to date."""
+def _quantity_after(held: Decimal, t: Transaction) -> Decimal:
+    """The quantity decides by itself, whatever the costs and the method."""
+    if t.transaction_type == "SPLIT":
+        return (held * t.quantity).quantize(_PLACES, context=_WIDE)
+    return held + _DIRECTION.get(t.transaction_type, 0) * t.quantity
 
-    def __init__(self, state: CostState, method: CostBasisMethod, lots: Iterable[Lot], splits: Iterable[Split]) -> None:
+
+def _share(amount: Decimal, part: Decimal, whole: Decimal) -> Decimal:
+    """The part's share of an amount; not negative, at most the whole. A quotient is cut off behind the 60th place."""
+    if part == whole:
+        return amount
+    if part == 0:
+        return ZERO
+    share = amount * part / whole
+    cut = share.quantize(_CUT)
+    return share if share == cut else cut
+
+
+class _Position:
+    """One run through the transactions of a key. Lots wait behind the head, oldest first."""
+
+    def __init__(self, state: CostState, method: CostBasisMethod, lots: Iterable[Lot]) -> None:
         self.quantity, self.cost, self.realized = state.quantity, state.cost_basis, state.realized
         self.head = state.head
         self._by_lot = method == "FIFO"
         self._waiting = deque(lots)
-        self._splits = list(splits)
+        # The lots that nobody needs stand as one, so that what comes later lies behind them. It must not be reached.
+        unread = self.quantity - sum((lot.quantity for lot in self._waiting), self.head.quantity if self.head else ZERO)
+        if self._by_lot and unread:
+            self._waiting.append(Lot(_UNREAD, unread, ZERO))
         self._effects: dict[str, Callable[[int, Transaction], Lot | None]] = {
-            "BUY": self._buy,
-            "SELL": self._sell,
-            "TRANSFER_IN": self._transfer_in,
-            "TRANSFER_OUT": self._transfer_out,
-            "SPLIT": self._split,
+            "BUY": lambda n, t: self._add(n, t.quantity, t.gross_transaction_amount + t.trade_fee, realizes=True),
+            "SELL": lambda n, t: self._remove(n, t.quantity, t.gross_transaction_amount - t.trade_fee, realizes=True),
+            "TRANSFER_IN": lambda n, t: self._add(n, t.quantity, t.gross_transaction_amount, realizes=False),
+            "TRANSFER_OUT": lambda n, t: self._remove(n, t.quantity, ZERO, realizes=False),
         }
 
     def apply(self, sequence: int, t: Transaction) -> Entry:
-        """The table in semantics, Positions; DIVIDEND, INTEREST, FEE and TAX change nothing."""
+        """The row that the transaction makes; DIVIDEND, INTEREST, FEE and TAX change nothing."""
+        after = _quantity_after(self.quantity, t)
+        if abs(after) >= OUT_OF_RANGE:
+            return Entry(sequence, t, self._state(), out_of_range=True)
+        if t.transaction_type == "SPLIT":
+            restated = self._split(sequence, after, t.quantity)
+            return Entry(sequence, t, self._state(), restated=restated)
         effect = self._effects.get(t.transaction_type)
         opened = effect(sequence, t) if effect else None
-        return Entry(sequence, t, CostState(self.quantity, self.cost, self.realized, self.head), opened)
+        return Entry(sequence, t, self._state(), opened)
 
-    def _buy(self, sequence: int, t: Transaction) -> Lot | None:
-        spent = t.gross_transaction_amount + t.trade_fee
-        closed, proceeds = self._close(t.quantity, sign=-1)
-        paid = _share(spent, closed, t.quantity)
-        self.realized -= proceeds + paid
-        return self._open(sequence, t.quantity - closed, spent - paid)
+    def _state(self) -> CostState:
+        return CostState(self.quantity, self.cost, self.realized, self.head)
 
-    def _sell(self, sequence: int, t: Transaction) -> Lot | None:
-        received = t.gross_transaction_amount - t.trade_fee
-        closed, cost = self._close(t.quantity, sign=1)
-        excess = t.quantity - closed
-        short = _share(received, excess, t.quantity)
-        self.realized += received - short - cost
-        return self._open(sequence, -excess, -short) if excess else None
+    def _add(self, sequence: int, units: Decimal, amount: Decimal, *, realizes: bool) -> Lot | None:
+        """Close short lots first, for their share of the amount; the rest opens a lot."""
+        if units == 0:
+            return self._join(sequence, amount)
+        closed, proceeds = self._close(units, sign=-1)
+        paid = _share(amount, closed, units)
+        if realizes:
+            self.realized -= proceeds + paid
+        return self._open(sequence, units - closed, amount - paid)
 
-    def _transfer_in(self, sequence: int, t: Transaction) -> Lot | None:
-        closed, _ = self._close(t.quantity, sign=-1)
-        amount = t.gross_transaction_amount
-        return self._open(sequence, t.quantity - closed, amount - _share(amount, closed, t.quantity))
-
-    def _transfer_out(self, sequence: int, t: Transaction) -> Lot | None:
-        closed, _ = self._close(t.quantity, sign=1)
-        excess = t.quantity - closed
-        return self._open(sequence, -excess, ZERO) if excess else None
-
-    def _split(self, sequence: int, t: Transaction) -> None:
-        self.quantity *= t.quantity
-        self._splits.append(Split(sequence, t.quantity))
-        if self.head:
-            self.head = Lot(self.head.sequence, self.head.quantity * t.quantity, self.head.cost)
+    def _remove(self, sequence: int, units: Decimal, amount: Decimal, *, realizes: bool) -> Lot | None:
+        """Close long lots first, for their share of the amount; the rest opens a short lot."""
+        closed, cost = self._close(units, sign=1)
+        received = _share(amount, closed, units)
+        if realizes:
+            self.realized += received - cost
+        return self._open(sequence, closed - units, received - amount)
 
     def _open(self, sequence: int, quantity: Decimal, cost: Decimal) -> Lot | None:
-        if quantity == 0 and (cost == 0 or self.quantity == 0):
+        if quantity == 0:
             return None
         self.quantity += quantity
         self.cost += cost
         if not self._by_lot:
             return None
         lot = Lot(sequence, quantity, cost)
-        if self.head is None:
+        if self.head is None and not self._waiting:
             self.head = lot
         else:
             self._waiting.append(lot)
         return lot
+
+    def _join(self, sequence: int, cost: Decimal) -> Lot | None:
+        """A cost without units goes to the newest open lot, if there is one."""
+        if self.quantity == 0 or cost == 0:
+            return None
+        self.cost += cost
+        if not self._by_lot:
+            return None
+        if self.head and not self._waiting:
+            self.head = Lot(self.head.sequence, self.head.quantity, self.head.cost + cost)
+            return None
+        newest = self._waiting.pop()
+        place = newest.sequence if newest.sequence == _UNREAD else sequence
+        self._waiting.append(Lot(place, newest.quantity, newest.cost + cost))
+        return Lot(sequence, ZERO, cost)
 
     def _close(self, wanted: Decimal, sign: int) -> tuple[Decimal, Decimal]:
         """Take up to `wanted` units of the sign off the position: (units closed, their cost)."""
@@ -196,22 +229,26 @@ class _Position:
         if wanted == 0 or held <= 0:
             return ZERO, ZERO
         if wanted >= held:
-            self.quantity = self.cost = ZERO
-            self.head = None
-            self._waiting.clear()
+            self._clear()
             return held, cost
-        part = self._take(wanted, sign) if self._by_lot else cost * wanted / held
+        part = self._take(wanted, sign) if self._by_lot else _share(cost, wanted, held)
         self.quantity -= wanted * sign
         self.cost -= part
         return wanted, part
 
+    def _clear(self) -> None:
+        self.quantity = self.cost = ZERO
+        self.head = None
+        self._waiting.clear()
+
     def _take(self, wanted: Decimal, sign: int) -> Decimal:
         """Less than all that is held, off the oldest lots; returns its cost. A used-up head stays as a place."""
-        left, cost, lot = wanted, ZERO, self.head
-        while lot is not None:
+        left, cost = wanted, ZERO
+        lot = self.head or self._next_lot()
+        while True:
             size = lot.quantity * sign
             if size > left:
-                part = lot.cost * left / size
+                part = _share(lot.cost, left, size)
                 self.head = Lot(lot.sequence, lot.quantity - left * sign, lot.cost - part)
                 return cost + part
             left -= size
@@ -220,23 +257,40 @@ class _Position:
             if left == 0:
                 return cost
             lot = self._next_lot()
-        if left > wanted * _GUARD:  # less is what splits leave in the last digits
-            raise LotsMissing(f"{left} of {wanted} units have no lot")
-        return cost
 
-    def _next_lot(self) -> Lot | None:
-        if not self._waiting:
-            return None
-        lot = self._waiting.popleft()
-        while self._splits and self._splits[0].sequence < lot.sequence:
-            self._splits.pop(0)  # concerns neither this lot nor any after it
-        quantity = lot.quantity
-        for split in self._splits:
-            quantity *= split.ratio
-        return Lot(lot.sequence, quantity, lot.cost)
+    def _next_lot(self) -> Lot:
+        if not self._waiting or self._waiting[0].sequence == _UNREAD:
+            raise LotsMissing(f"of {self.quantity} units some have no lot")
+        return self._waiting.popleft()
 
+    def _split(self, sequence: int, total: Decimal, ratio: Decimal) -> Sequence[Lot]:
+        """The running sums of the lots times the ratio are rounded, and lots are their differences.
 
-def _share(amount: Decimal, part: Decimal, whole: Decimal) -> Decimal:
-    if part == whole:
-        return amount if whole else ZERO
-    return amount * part / whole
+        A lot that becomes zero gives its cost to the next one, the last to the one before it. Nothing is left where the
+        total becomes zero: its cost is realized.
+        """
+        if total == 0:
+            self.realized -= self.cost
+            self._clear()
+            return ()
+        self.quantity = total
+        if not self._by_lot:
+            return ()
+        lots: list[Lot] = [self.head] if self.head else []
+        while self._waiting:
+            lots.append(self._next_lot())
+        split: list[Lot] = []
+        before, after, cost = ZERO, ZERO, ZERO
+        for lot in lots:
+            before += lot.quantity
+            cost += lot.cost
+            units = (before * ratio).quantize(_PLACES, context=_WIDE) - after
+            if units:
+                split.append(Lot(lot.sequence, units, cost))
+                after, cost = after + units, ZERO
+        if cost:
+            split[-1] = Lot(split[-1].sequence, split[-1].quantity, split[-1].cost + cost)
+        # A lot that is alone counts as opened here: nothing stated or opened before lies behind it.
+        self.head = split[0] if len(split) > 1 else Lot(sequence, split[0].quantity, split[0].cost)
+        self._waiting.extend(split[1:])
+        return tuple(split[1:])

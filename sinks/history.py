@@ -12,13 +12,13 @@ import msgspec
 
 from sinks import rows
 from sinks.booking import Base, Booking, Key, Order
-from sinks.costing import CostState, Entry, Lot, Split, rounded
+from sinks.costing import CostState, Entry, Lot, rounded
 from sinks.database import Connection
 
 _ROWS_AT_ONCE = 50_000  # bounds the memory that a statement's arguments take
 
 BASE_COLUMNS = """
-    h.sequence, h.transaction_date, h.transaction_id, coalesce(h.exact_quantity, h.quantity) as quantity,
+    h.sequence, h.transaction_date, h.transaction_id, h.quantity,
     coalesce(h.exact_cost_basis, h.cost_basis) as cost_basis,
     coalesce(h.exact_realized, h.realized_gain_loss) as realized, h.head_sequence, h.head_quantity, h.head_cost,
     h.recorded_at
@@ -39,8 +39,9 @@ cross join lateral (
 ) as base
 """
 
+# The function serves workers of the version before as well, to whom it gives the splits that they have written.
 _LOTS = """
-select wanted.security_id, wanted.portfolio_id, found.*
+select wanted.security_id, wanted.portfolio_id, found.sequence, found.lot_quantity, found.lot_cost
 from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::numeric[])
     as wanted (security_id, portfolio_id, after, upto, needed)
 cross join lateral open_lots(wanted.security_id, wanted.portfolio_id, after, upto, needed) as found
@@ -55,7 +56,7 @@ where h.security_id = new.security_id and h.portfolio_id = new.portfolio_id
 
 
 class _Row(msgspec.Struct, frozen=True, gc=False):
-    """A row to be written, recorded_at left out. head_sequence 0: no lot is open."""
+    """A row to be written, recorded_at left out. head_sequence 0: no lot is open. Marks are True or None."""
 
     security_id: str
     portfolio_id: str
@@ -67,7 +68,6 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     quantity: Decimal
     cost_basis: Decimal
     realized_gain_loss: Decimal
-    exact_quantity: Decimal | None
     exact_cost_basis: Decimal | None
     exact_realized: Decimal | None
     head_sequence: int
@@ -75,7 +75,9 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     head_cost: Decimal | None
     lot_quantity: Decimal | None
     lot_cost: Decimal | None
-    split_ratio: Decimal | None
+    joins_lot: bool | None
+    restates_lots: bool | None
+    out_of_range: bool | None
 
 
 _COLUMNS = ", ".join(_Row.__struct_fields__)
@@ -85,10 +87,29 @@ insert into position_history ({_COLUMNS}, recorded_at)
 select {_COLUMNS}, $2::timestamptz
 from json_to_recordset($1::json) as row (
     security_id text, portfolio_id text, epoch int, sequence int, transaction_id text, transaction_date timestamptz,
-    position_date date, quantity numeric, cost_basis numeric, realized_gain_loss numeric, exact_quantity numeric,
-    exact_cost_basis numeric, exact_realized numeric, head_sequence int, head_quantity numeric, head_cost numeric,
-    lot_quantity numeric, lot_cost numeric, split_ratio numeric)
+    position_date date, quantity numeric, cost_basis numeric, realized_gain_loss numeric, exact_cost_basis numeric,
+    exact_realized numeric, head_sequence int, head_quantity numeric, head_cost numeric, lot_quantity numeric,
+    lot_cost numeric, joins_lot boolean, restates_lots boolean, out_of_range boolean)
 """
+
+_RESTATE = """
+insert into lots_after_split (security_id, portfolio_id, split_sequence, epoch, sequence, quantity, cost)
+select security_id, portfolio_id, split_sequence, epoch, sequence, quantity, cost
+from json_to_recordset($1::json) as row (
+    security_id text, portfolio_id text, split_sequence int, epoch int, sequence int, quantity numeric, cost numeric)
+"""
+
+
+class _Restated(msgspec.Struct, frozen=True, gc=False):
+    """A lot behind the head, as a split leaves it."""
+
+    security_id: str
+    portfolio_id: str
+    split_sequence: int
+    epoch: int
+    sequence: int
+    quantity: Decimal
+    cost: Decimal
 
 
 def base(row: asyncpg.Record) -> Base:
@@ -108,18 +129,14 @@ async def read_bases(connection: Connection, places: dict[Key, Order]) -> dict[K
 
 async def read_lots(
     connection: Connection, wanted: Sequence[tuple[str, str, int, int, object]]
-) -> dict[Key, tuple[list[Lot], list[Split]]]:
-    """Lots opened, and splits, after one row up to another, as many as make up the units (costing.units_needed).
+) -> dict[Key, list[Lot]]:
+    """The open lots after one row up to another, as many as make up the units (costing.units_needed).
 
     wanted: (security_id, portfolio_id, after, upto, units).
     """
-    found: dict[Key, tuple[list[Lot], list[Split]]] = {}
-    for security, portfolio, sequence, quantity, cost, ratio in await connection.fetch(_LOTS, *columns(wanted)):
-        lots, splits = found.setdefault((security, portfolio), ([], []))
-        if ratio is None:
-            lots.append(Lot(sequence, quantity, cost))
-        else:
-            splits.append(Split(sequence, ratio))
+    found: dict[Key, list[Lot]] = {}
+    for security, portfolio, sequence, quantity, cost in await connection.fetch(_LOTS, *columns(wanted)):
+        found.setdefault((security, portfolio), []).append(Lot(sequence, quantity, cost))
     return found
 
 
@@ -131,12 +148,20 @@ async def write(connection: Connection, bookings: Sequence[Booking], at: datetim
     pieces = (_row(booked, entry) for booked in bookings for entry in booked.entries)
     while piece := list(islice(pieces, _ROWS_AT_ONCE)):
         await connection.execute(_WRITE, rows.encode(piece), at)
+    restated = (
+        _Restated(*booked.plan.key, entry.sequence, booked.plan.epoch, lot.sequence, lot.quantity, lot.cost)
+        for booked in bookings
+        for entry in booked.entries
+        for lot in entry.restated
+    )
+    while lots := list(islice(restated, _ROWS_AT_ONCE)):
+        await connection.execute(_RESTATE, rows.encode(lots))
 
 
 def _row(booked: Booking, entry: Entry) -> _Row:
     state, transaction, head, lot = entry.state, entry.transaction, entry.state.head, entry.opened
     security_id, portfolio_id = booked.plan.key
-    quantity, cost_basis, realized = rounded(state.quantity), rounded(state.cost_basis), rounded(state.realized)
+    cost_basis, realized = rounded(state.cost_basis), rounded(state.realized)
     return _Row(
         security_id=security_id,
         portfolio_id=portfolio_id,
@@ -145,10 +170,9 @@ def _row(booked: Booking, entry: Entry) -> _Row:
         transaction_id=transaction.transaction_id,
         transaction_date=transaction.transaction_date,
         position_date=transaction.position_date,
-        quantity=quantity,
+        quantity=rounded(state.quantity),
         cost_basis=cost_basis,
         realized_gain_loss=realized,
-        exact_quantity=None if state.quantity == quantity else state.quantity,
         exact_cost_basis=None if state.cost_basis == cost_basis else state.cost_basis,
         exact_realized=None if state.realized == realized else state.realized,
         head_sequence=head.sequence if head else 0,
@@ -156,7 +180,9 @@ def _row(booked: Booking, entry: Entry) -> _Row:
         head_cost=head.cost if head else None,
         lot_quantity=lot.quantity if lot else None,
         lot_cost=lot.cost if lot else None,
-        split_ratio=entry.split,
+        joins_lot=True if lot and not lot.quantity else None,
+        restates_lots=True if entry.restated else None,
+        out_of_range=entry.out_of_range or None,
     )
 
 

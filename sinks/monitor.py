@@ -15,7 +15,9 @@ select (select max(business_date) from business_dates) as business_date,
        count(*) as corrections_open,
        count(*) filter (where held) as corrections_held,
        coalesce(extract(epoch from clock_timestamp() - min(issued_at) filter (where not held)), 0)::float8
-           as oldest_correction_seconds
+           as oldest_correction_seconds,
+       (select count(*) from position_history where superseded_epoch is null and out_of_range)
+           as transactions_out_of_range
 from corrections where right_at is null
 """
 
@@ -59,6 +61,7 @@ class Gauges:
     triggers_pending: securities with corrections not reset. oldest_correction_seconds: age of the oldest one that is
     neither right nor held. active_keys: keys REPROCESSING. dirty_keys, dirty_snapshots: behind business_date (L), not
     counting keys that a correction still has to reach. gap_days: from the oldest watermark to L.
+    transactions_out_of_range: those that would take a quantity beyond its limit, and change nothing.
     """
 
     triggers_pending: int
@@ -70,10 +73,11 @@ class Gauges:
     dirty_keys: int
     dirty_snapshots: int
     gap_days: int
+    transactions_out_of_range: int = 0  # a worker of the version before may have counted the rest
 
 
 async def read_ledger(connection: Connection) -> dict[str, Any]:
-    """The part of Gauges that the ledger of corrections tells; cost: the open ones."""
+    """The part of Gauges that is cheap to count; cost: the open corrections, and what is out of range."""
     row = await connection.fetchrow(_LEDGER)
     assert row is not None
     return dict(row)

@@ -7,7 +7,7 @@ on what changes, not on how long the keys' histories are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
 from sinks import booking, calendar, corrections, costing, history, holders, replay, transactions
@@ -30,8 +30,12 @@ order by security_id, portfolio_id
 for no key update of position_state
 """
 
+# Normally no history is outdated: one look tells all keys. The order keeps that look in the small indexes.
 _READ_KEYS = f"""
-select s.security_id, s.portfolio_id, s.epoch, s.watermark_date, clock_timestamp() as now, tail.*
+select s.security_id, s.portfolio_id, s.epoch, s.watermark_date, clock_timestamp() as now, tail.*,
+       case when (select true from outdated_histories order by 1 limit 1)
+            then exists (select from outdated_histories o
+                         where o.security_id = s.security_id and o.portfolio_id = s.portfolio_id) end as is_outdated
 from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
 join position_state s using (security_id, portfolio_id)
 left join lateral (
@@ -147,6 +151,8 @@ async def _lock(connection: Connection, touches: dict[Key, Touch]) -> _Locked:
     for row in await connection.fetch(_READ_KEYS, *key_columns(touches)):
         key = (row["security_id"], row["portfolio_id"])
         tail = None if row["sequence"] is None else history.base(row)
+        if tail and row["is_outdated"]:
+            tail = replace(tail, state=None)
         keys[key] = KeyState(row["epoch"], row["watermark_date"], tail, key in created)
         times += [row["now"], *([row["recorded_at"] + _TICK] if tail else [])]
     return _Locked(keys, max(times))
@@ -159,8 +165,10 @@ async def _plan(connection: Connection, touches: dict[Key, Touch], before: dict[
     late: dict[Key, list[Transaction]] = {}
     if places:
         found = await history.read_bases(connection, places)
-        bases = {key: row for key, row in found.items() if row.state is not None}
-        # A row without a cost state is no base: such a key is computed from its first transaction.
+        # A row without a cost state is no base: such a key is computed from its first transaction. So is a key whose
+        # last row has none.
+        usable = {key for key, state in before.items() if state.tail and state.tail.state}
+        bases = {key: row for key, row in found.items() if row.state is not None and key in usable}
         starts = {key: place if key in bases or key not in found else _BEGINNING for key, place in places.items()}
         late = await transactions.read_from(connection, starts)
     return [
@@ -180,7 +188,7 @@ async def _book(connection: Connection, plans: Sequence[Plan], method: CostBasis
     ]
     lots = await history.read_lots(connection, wanted) if wanted else {}
     return [
-        Booking(plan, costing.run(plan.state, plan.kept, plan.transactions, method, *lots.get(plan.key, ((), ()))))
+        Booking(plan, costing.run(plan.state, plan.kept, plan.transactions, method, lots.get(plan.key, ())))
         for plan in plans
     ]
 

@@ -1,4 +1,4 @@
-"""Role `books`: valuation, the outbox relay, the repair of lost corrections, retention and the auditor."""
+"""Role `books`: valuation, the relay, repairs of lost corrections and outdated histories, retention, the auditor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
 
-from sinks import corrections, retention
+from sinks import corrections, outdated, retention
 from sinks.corrections import Right
 from sinks.database import is_transient
 from sinks.valuation import Pass, Valuation
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.1  # the poll is the truth; status events only shorten the wait
 _REPAIR_SECONDS = 5.0
+_OUTDATED_SECONDS = 60.0
 _RETENTION_SECONDS = 60.0
 _RETENTION_PAUSE_SECONDS = 0.05  # between two steps
 
@@ -87,6 +88,22 @@ async def reissue_corrections() -> None:
         await asyncio.sleep(every)
 
 
+async def rebuild_outdated() -> None:
+    """Histories that an earlier version wrote by other rules are booked anew: after an upgrade, and while it lasts."""
+    rebuilder = outdated.Rebuilder(await app.pool(), app.settings.cost_basis_method)
+    while not app.should_stop:
+        done = await _persist(rebuilder.step)
+        if done is None:
+            continue
+        if done.keys:
+            app.outbox_written()
+            logger.info("booked %d histories anew that an earlier version had written by other rules", done.keys)
+        for (security_id, portfolio_id), error in done.failed.items():
+            with logs.about(security_id=security_id):
+                logger.error("the outdated history of %s in %s cannot be booked: %s", security_id, portfolio_id, error)
+        await asyncio.sleep(0 if done.keys else _OUTDATED_SECONDS)
+
+
 async def retain() -> None:
     """Remove what is older than the settings say, in small steps."""
     pool = await app.pool()
@@ -129,6 +146,7 @@ async def _persist(work: Callable[[], Awaitable[T]]) -> T | None:
 
 app.forever(value_dirty_keys)
 app.forever(reissue_corrections)
+app.forever(rebuild_outdated)
 app.forever(retain)
 app.forever(audit)
 app.forever(Relay(app.settings, app.stopping("relay"), traces=app.traces).run)

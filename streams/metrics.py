@@ -93,6 +93,7 @@ class Cluster:
         "dirty_keys": "Keys whose watermark is before the latest closed business date",
         "dirty_snapshots": "Snapshots to be valued again, at most: closed dates after the watermarks of dirty keys",
         "scheduler_gap_days": "Days from the oldest watermark to the latest closed business date",
+        "transactions_out_of_range": "Transactions without effect: they would take a quantity to 10^30 or beyond",
         "outbox_events_pending": "Events that wait to be published",
         "outbox_events_held": "Events held back behind one that cannot be published, and those themselves",
         "outbox_oldest_age_seconds": "Age of the oldest event that waits",

@@ -40,6 +40,7 @@ _NAMES = {
     "dirty_keys": "dirty_keys",
     "dirty_snapshots": "dirty_snapshots",
     "gap_days": "scheduler_gap_days",
+    "transactions_out_of_range": "transactions_out_of_range",
 }
 
 

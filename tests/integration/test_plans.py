@@ -24,6 +24,7 @@ from sinks import (
     monitor,
     offsets,
     outbox,
+    outdated,
     positions,
     prices,
     progress,
@@ -340,6 +341,19 @@ async def test_a_long_history_is_read_from_where_it_changes(books: Explaining) -
         *(valuation._REVALUE, positions._READ_KEYS, history._BASES, transactions._FROM_PLACE, history._SUPERSEDE),
         replay._DEFERRED,
     )
+
+
+async def test_what_an_earlier_version_has_left_is_found_by_its_own_indexes(books: Explaining) -> None:
+    await books.connection.execute(
+        "update position_history set split_ratio = 2 "
+        "where sequence = 1 and portfolio_id = $1 and security_id = any($2)",
+        portfolio(1),
+        FEW,
+    )
+    rebuilder = outdated.Rebuilder(books, "FIFO")  # type: ignore[arg-type]
+    assert (await rebuilder.step()).keys == len(FEW)
+    assert (await rebuilder.step()).keys == 0
+    books.check(rows(4 * len(FEW)), outdated._NEXT)
 
 
 async def test_a_repair_reads_the_history_of_its_keys(books: Explaining) -> None:

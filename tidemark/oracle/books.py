@@ -42,7 +42,7 @@ def position_history(ordered: Iterable[Transaction], method: Method) -> list[His
     with localcontext(EXACT):
         position, rows = Position(method), []
         for sequence, transaction in enumerate(ordered, start=1):
-            position.apply(transaction)
+            in_range = position.apply(transaction)
             rows.append(
                 HistoryRow(
                     transaction.transaction_id,
@@ -51,6 +51,7 @@ def position_history(ordered: Iterable[Transaction], method: Method) -> list[His
                     stored(position.quantity),
                     stored(position.cost),
                     stored(position.realized),
+                    not in_range,
                 )
             )
     return rows

@@ -57,7 +57,10 @@ class Price:
 
 
 class HistoryRow(NamedTuple):
-    """The key's state after one transaction, as stored (semantics, Positions)."""
+    """The key's state after one transaction, as stored (semantics, Positions).
+
+    out_of_range: the transaction would have taken the quantity to 10^30 or beyond, and left the state as it was.
+    """
 
     transaction_id: str
     position_date: date
@@ -65,6 +68,7 @@ class HistoryRow(NamedTuple):
     quantity: Decimal
     cost_basis: Decimal
     realized_gain_loss: Decimal
+    out_of_range: bool = False
 
 
 class SnapshotRow(NamedTuple):
