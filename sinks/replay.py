@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sinks.booking import Booking
+from sinks.booking import Booked, Booking
 from sinks.database import Connection
 from sinks.history import columns
 
@@ -108,25 +108,27 @@ class Replay(msgspec.Struct, frozen=True):
         return self.last - self.next + 1
 
 
-async def publish(connection: Connection, bookings: Sequence[Booking], rows: int) -> None:
-    """Queue what the bookings mean for downstream; at most `rows` replayed transactions one by one."""
-    appended = [
-        (*booked.plan.key, booked.plan.epoch, entry.sequence, entry.transaction.transaction_id)
-        for booked in bookings
-        if booked.plan.rebuilt_from is None
-        for entry in booked.entries
+async def appended(connection: Connection, bookings: Sequence[Booking]) -> None:
+    """Queue the transactions that the bookings append, as they are."""
+    entries = [
+        (*booking.plan.key, booking.plan.epoch, entry.sequence, entry.transaction.transaction_id)
+        for booking in bookings
+        if booking.plan.rebuilt_from is None
+        for entry in booking.entries
     ]
-    rebuilt = [
-        (*booked.plan.key, booked.plan.epoch, booked.live_count) for booked in bookings if booked.plan.rebuilt_from
-    ]
-    if appended:
-        await connection.execute(_APPENDED, *columns(appended))
-    if not rebuilt:
+    if entries:
+        await connection.execute(_APPENDED, *columns(entries))
+
+
+async def rebuilt(connection: Connection, keys: Sequence[Booked], rows: int) -> None:
+    """Queue a marker for each key that was rebuilt, and its live history; at most `rows` transactions one by one."""
+    new = [(*booked.plan.key, booked.plan.epoch, booked.live_count) for booked in keys if booked.plan.rebuilt_from]
+    if not new:
         return
-    await connection.execute(_MARKED, *columns(rebuilt))
+    await connection.execute(_MARKED, *columns(new))
     at_once: list[tuple[str, str, int]] = []
     later: list[tuple[str, str, int, int]] = []
-    for security, portfolio, epoch, count in sorted(rebuilt, key=lambda key: key[3]):  # the small ones first
+    for security, portfolio, epoch, count in sorted(new, key=lambda key: key[3]):  # the small ones first
         rows -= count
         if rows >= 0:
             at_once.append((security, portfolio, epoch))

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 _AT_ONCE = 2
 """Transactions of one sink. While Postgres works on one, this process prepares the other; a third would only wait."""
+_LARGEST_PIECE = 16 * 1024 * 1024  # bytes of the records in one transaction, unless it is one record
 _PORTION = 250  # records decoded at a stretch: a millisecond or two
 
 
@@ -105,7 +106,7 @@ class Sink(Generic[T]):
             decoded = await decoding
             rest: Batch | None = batch
             while rest:
-                piece, rest = rest.split(self._size.count)
+                piece, rest = rest.split(self._size.count, _LARGEST_PIECE)
                 await self._commit_piece(piece, decoded)
         except Released:
             logger.info("%s[%d]: given up at %d for a rebalance", batch.topic, batch.partition, batch.start)
