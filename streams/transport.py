@@ -251,7 +251,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         )
         return dict(fetched)
 
-    async def _fetch_batches(self, partitions: set[TP], room: Mapping[str, int], timeout: float) -> dict[TP, list[Any]]:
+    async def _fetch_batches(self, partitions: set[TP], timeout: float) -> dict[TP, list[Any]]:
         """Records of each partition, going on where the last fetch ended; what went astray comes once more."""
         thread = self._thread
         most = {tp: self._limits(tp).records for tp in sorted(partitions, key=lambda tp: self._turns[tp])}
