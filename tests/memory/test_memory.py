@@ -27,7 +27,7 @@ KEYS, RECORDS = 2_000, 5_000
 ROWS = int(os.environ.get("ROWS", "100"))
 """Of history, for each of the keys."""
 
-MOST_MIB = {"intake": 256, "books": 224}
+MOST_MIB = {"intake": 256, "books": 128}
 
 _FILL = """
 insert into position_state (security_id, portfolio_id, watermark_date)
