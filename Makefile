@@ -7,7 +7,7 @@ PEERS  := .venv-bench/.installed
 OLDEST ?= /usr/lib/postgresql/15/bin
 IN_PROCESSES := --numprocesses $(or $(PROCESSES),2) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test unit oldest-postgres chaos fuzz peers bench bench-quick simulate mutants soak docs sbom licences vulnerabilities packages lint types layers lock clean
+.PHONY: setup demo test unit oldest-postgres chaos fuzz peers bench bench-quick simulate mutants soak memory docs sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -69,6 +69,9 @@ mutants: setup  ## change the pure parts in every small way: do the unit tests n
 
 soak: setup  ## MINUTES=60: mixed load on a stack of its own, audited all the while; writes soak.json
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),60) --json soak.json
+
+memory: setup  ## ROWS=1000: the peak of memory of a restatement and of the relay behind it, histories of so many rows
+	ROWS=$(or $(ROWS),1000) $(BIN)/pytest -s tests/memory
 
 docs: setup  ## this documentation as a site, in site/
 	$(BIN)/mkdocs build --strict

@@ -6,8 +6,8 @@ nothing in the batch touches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
 from sinks.costing import CostState, Entry
@@ -16,6 +16,9 @@ from sinks.transactions import Change
 
 Key = tuple[str, str]
 Order = tuple[datetime, bytes]
+
+BEGINNING: Order = (datetime(1, 1, 2, tzinfo=UTC), b"")
+"""Before every transaction."""
 
 
 @dataclass(slots=True)
@@ -57,29 +60,55 @@ class KeyState:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be written for a key: rows for the transactions that follow on the first `kept` of the live history."""
+    """What will be written for a key: rows for the transactions that follow on the first `kept` of the live history.
+
+    rebuilt_from: the first day whose books a new epoch changes; None: an append. Of a rebuild the transactions behind
+    the place `after` are read when their turn comes, about `rows` of them.
+    """
 
     key: Key
     epoch: int
     watermark: date
     kept: int
     state: CostState
-    transactions: Sequence[Transaction]
+    transactions: Sequence[Transaction] = ()
     rebuilt_from: date | None = None
-    """The first day whose books a new epoch changes; None: an append."""
+    after: Order = BEGINNING
+    rows: int = 0
+    continues: bool = False
+    """Not the first part: its epoch has begun."""
+
+    @property
+    def size(self) -> int:
+        """Rows that the plan makes, about."""
+        return len(self.transactions) or self.rows
 
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """A plan carried out."""
+    """A plan carried out, or a part of it."""
 
     plan: Plan
     entries: Sequence[Entry]
 
+
+@dataclass(slots=True)
+class Booked:
+    """A key when all of its plan is carried out. added: rows written; last: what the last of them says."""
+
+    plan: Plan
+    added: int = 0
+    last: Entry | None = None
+
+    def add(self, booking: Booking) -> None:
+        """Count a part in."""
+        self.added += len(booking.entries)
+        self.last = booking.entries[-1] if booking.entries else self.last
+
     @property
     def live_count(self) -> int:
         """Rows of the key's live history from now on."""
-        return self.plan.kept + len(self.entries)
+        return self.plan.kept + self.added
 
 
 def touches(changes: Iterable[Change]) -> dict[Key, Touch]:
@@ -130,15 +159,53 @@ def append(key: Key, stored: KeyState, touch: Touch) -> Plan:
     return Plan(key, stored.epoch, watermark, *_after(stored.tail), touch.arrivals)
 
 
-def rebuild(key: Key, stored: KeyState, touch: Touch, base: Base | None, transactions: Sequence[Transaction]) -> Plan:
-    """A new epoch from the earliest touched place on, or from where the transactions begin.
+def rebuild(key: Key, stored: KeyState, touch: Touch, base: Base | None, first: Sequence[Transaction] = ()) -> Plan:
+    """A new epoch from the earliest touched place on, or from the first transaction where there is no base.
 
-    base: the last row before that place, or None to start from nothing; transactions: all that now take part after it.
+    base: the last row before that place, or None to start from nothing; first: then the first of the transactions, if
+    it may lie before the place.
     """
-    first = min([touch.place, *(t.order for t in transactions[:1])])
-    day = first[0].astimezone(UTC).date()
+    begins = min([touch.place, *(t.order for t in first)])
+    day = begins[0].astimezone(UTC).date()
     watermark = min(stored.watermark, day_before(day))
-    return Plan(key, stored.epoch + 1, watermark, *_after(base), transactions, day)
+    kept, state = _after(base)
+    rows = (stored.tail.sequence - kept if stored.tail else 0) + len(touch.arrivals) + 1  # one more: that was all
+    after = base.order if base else BEGINNING
+    return Plan(key, stored.epoch + 1, watermark, kept, state, rebuilt_from=day, after=after, rows=rows)
+
+
+def rest(booking: Booking) -> Plan | None:
+    """What is left of a rebuild whose part brought as many transactions as were asked for: more may follow.
+
+    It goes on under the same epoch as an append would. Twice as many are asked for: the reckoning was too low.
+    """
+    plan = booking.plan
+    if len(booking.entries) < plan.rows or plan.rows == 0:
+        return None
+    last = booking.entries[-1]
+    return replace(
+        plan,
+        kept=last.sequence,
+        state=last.state,
+        transactions=(),
+        after=last.transaction.order,
+        rows=2 * plan.rows,
+        continues=True,
+    )
+
+
+def portions(plans: Iterable[Plan], rows: int) -> Iterator[list[Plan]]:
+    """The plans in their order, so many at a time that they make at most `rows` rows; a larger one is cut to that."""
+    portion: list[Plan] = []
+    size = 0
+    for plan in plans:
+        if portion and size + min(plan.size, rows) > rows:
+            yield portion
+            portion, size = [], 0
+        portion.append(replace(plan, rows=rows) if plan.rows > rows else plan)
+        size += min(plan.size, rows)
+    if portion:
+        yield portion
 
 
 def _after(base: Base | None) -> tuple[int, CostState]:

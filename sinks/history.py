@@ -142,7 +142,7 @@ async def read_lots(
 
 async def write(connection: Connection, bookings: Sequence[Booking], at: datetime) -> None:
     """Supersede what a rebuild does not keep, and add the new rows. All carry one time, `at`."""
-    rebuilt = [booked.plan for booked in bookings if booked.plan.rebuilt_from]
+    rebuilt = [b.plan for b in bookings if b.plan.rebuilt_from and not b.plan.continues]
     if rebuilt:
         await connection.execute(_SUPERSEDE, *columns([(*p.key, p.epoch, p.kept) for p in rebuilt]), at)
     pieces = (_row(booked, entry) for booked in bookings for entry in booked.entries)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sinks.booking import Booking
+from sinks.booking import Booked
 from sinks.database import Connection
 from sinks.history import columns
 
@@ -47,11 +47,11 @@ where s.security_id = key.security_id and s.portfolio_id = key.portfolio_id
 """
 
 
-async def mark_closed(connection: Connection, bookings: Sequence[Booking]) -> None:
+async def mark_closed(connection: Connection, keys: Sequence[Booked]) -> None:
     """Keep closed_on true. The caller has booked the histories and holds the keys."""
     rows = []
-    for booked in bookings:
-        plan, last = booked.plan, booked.entries[-1] if booked.entries else None
+    for booked in keys:
+        plan, last = booked.plan, booked.last
         closed = None
         if (last.state if last else plan.state).quantity == 0:
             # Without a row of its own the rebuild ends with what it kept, which lies before the touched place.

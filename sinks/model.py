@@ -54,6 +54,15 @@ class Transaction(msgspec.Struct, frozen=True, gc=False):
         return self.transaction_date.astimezone(UTC).date()
 
 
+def position_key(portfolio_id: str, security_id: str) -> bytes:
+    """The message key of a position: portfolio_id|security_id, with a backslash before an id's own bar or backslash.
+
+    So no two positions share a message key. The SQL function of the same name gives the same.
+    """
+    parts = (id_.replace("\\", "\\\\").replace("|", "\\|") for id_ in (portfolio_id, security_id))
+    return "|".join(parts).encode()
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
     """A record that was refused: as received, with where it came from and why."""
 

@@ -30,6 +30,7 @@ T = TypeVar("T")
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 1.0
 _PATIENCE = 5  # failures in a row of one record alone, of kinds that its own effect may cause
 _RELEASE_SECONDS = 2.0
+_OVERHEAD = 600  # bytes of a record's objects
 
 _SWAP = """
 update kafka_offsets set next_offset = $4
@@ -91,13 +92,32 @@ class Batch:
     def __len__(self) -> int:
         return len(self.records)
 
-    def split(self, count: int) -> tuple[Batch, Batch | None]:
-        """The first so many records, and what is left; between them no offset is missing, whatever the log lacks."""
+    def split(self, count: int, size: int | None = None) -> tuple[Batch, Batch | None]:
+        """The first so many records, of so many bytes unless it is one, and what is left.
+
+        Between them no offset is missing, whatever the log lacks.
+        """
+        if size is not None:
+            count = _fitting(self.records[:count], size)
         rest = self.records[count:]
         if not rest:
             return self, None
         first = replace(self, records=self.records[:count], end=None)
         return first, replace(self, start=first.next_offset, records=rest)
+
+
+def bytes_of(record: Record) -> int:
+    """What a record holds of memory, with the objects around it."""
+    return len(record.value or b"") + len(record.key or b"") + _OVERHEAD
+
+
+def _fitting(records: Sequence[Record], size: int) -> int:
+    """How many of the first records have so many bytes together; at least one."""
+    for number, record in enumerate(records):
+        size -= bytes_of(record)
+        if size < 0:
+            return max(1, number)
+    return len(records)
 
 
 @dataclass(frozen=True, slots=True)

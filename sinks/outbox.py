@@ -13,10 +13,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import asyncpg
-import msgspec
 
 from sinks import replay
 from sinks.database import Connection, Pool, connect
+from sinks.history import columns
 from sinks.model import DeadLetter
 from sinks.replay import Replay
 
@@ -25,8 +25,10 @@ RETRY = "retry"
 """Payload of a notification on CHANNEL that asks the relay to try held rows at once."""
 _LEADER_LOCK = 0x6F75_7462  # "outb"; one relay at a time keeps the order per key
 _SUCCESSION_SECONDS = 0.2  # how soon a leader is succeeded
-_LARGEST_DEAD_LETTER = 900_000  # bytes; with headers well below the broker's limit of 1 MiB
-_REPLAYED_AT_ONCE = 5_000
+# A whole letter, with headers, stays well below the broker's limit of 1 MiB.
+_LARGEST_DEAD_LETTER, _LARGEST_DEAD_KEY, _LONGEST_DETAIL = 900_000, 16_384, 1_000
+_REPLAYS, _REPLAYED_AT_ONCE = 200, 5_000
+"""Replays that one read looks at, and the messages that they expand to, together: of some 500 bytes, at most 5,000."""
 
 _BURY = """
 insert into outbox_events (topic, message_key, value, headers)
@@ -35,24 +37,55 @@ from unnest($1::bytea[], $2::bytea[], $3::text[]) with ordinality as letter (key
 order by place
 """
 
-# Rows behind a replay wait until it is expanded; rows of a blocked key are to be held.
-_READ = """
-with waiting as materialized (
-    select id, topic, message_key, value, headers, replay from outbox_events o
-    where held_at is null
-      and not ((select exists (select from outbox_events where replay is not null))
-               and exists (select from outbox_events r
-                           where r.replay is not null and r.message_key = o.message_key and r.topic = o.topic
-                             and r.id < o.id))
+# What waits behind an earlier replay of its key. Keys are found by digest: an index takes no long ones.
+_BEHIND_A_REPLAY = """
+(select exists (select from outbox_events where replay is not null))
+and exists (select from outbox_events r
+            where r.replay is not null and sha256(r.message_key) = sha256(o.message_key)
+              and r.message_key = o.message_key and r.topic = o.topic and r.id < o.id)
+"""
+
+_BLOCKED = """
+(select exists (select from outbox_events where held_at is not null))
+and exists (select from outbox_events h
+            where h.held_at is not null and h.topic = w.topic and sha256(h.message_key) = sha256(w.message_key)
+              and h.message_key = w.message_key)
+"""
+
+_SIZE = "coalesce(octet_length(value), 0) + coalesce(octet_length(message_key), 0) + pg_column_size(headers)"
+
+_REPLAY = ", ".join(
+    f"(replay ->> '{name}'){cast} as {name}"
+    for name, cast in (
+        ("security_id", ""), ("portfolio_id", ""), ("epoch", "::int"), ("next", "::int"), ("last", "::int")
+    )
+)  # fmt: skip
+
+# Messages, and replays by themselves: however many of those wait, live messages go on. A replay's turn comes when
+# every message before it has been read, its own marker among them. Rows of a blocked key are to be held.
+_READ = f"""
+with plain as materialized (
+    select id, topic, message_key, value, headers, {_SIZE} as size from outbox_events o
+    where held_at is null and replay is null and not ({_BEHIND_A_REPLAY})
     order by id
     limit $1
+), fitting as materialized (
+    select * from (select *, sum(size) over (order by id rows unbounded preceding) as total from plain) as summed
+    where total - size <= $2
+), waiting as (
+    select id, topic, message_key, value, headers, null::jsonb as replay from fitting
+    union all (
+        select id, topic, message_key, null, headers, replay from outbox_events o
+        where held_at is null and replay is not null and not ({_BEHIND_A_REPLAY})
+          and ((select count(*) < $1 from fitting) and (select count(*) from fitting) = (select count(*) from plain)
+               or id < (select max(id) from fitting))
+        order by id
+        limit $3
+    )
 )
-select id, topic, message_key, value, headers::text as headers, replay::text as replay,
-       (select exists (select from outbox_events where held_at is not null))
-       and exists (select from outbox_events h
-                   where h.held_at is not null and h.topic = w.topic and h.message_key = w.message_key) as blocked
-from (select *, sum(octet_length(value)) over (order by id rows unbounded preceding) as size from waiting) as w
-where size is null or size - coalesce(octet_length(value), 0) <= $2
+select id, topic, message_key, value, headers::text as headers, replay is not null as is_replay, {_REPLAY},
+       {_BLOCKED} as blocked
+from waiting as w
 order by id
 """
 
@@ -60,33 +93,46 @@ _HELD_KEYS = """
 select topic, message_key, min(id) as first from outbox_events
 where held_at is not null
 group by topic, message_key, case when message_key is null then id end
+having min(id) > $1
 order by first
+limit $2
 """
 
-_READ_HELD = """
-select id, topic, message_key, value, headers::text as headers, replay::text as replay
-from outbox_events
-where held_at is not null and topic = $1 and message_key is not distinct from $2
-  and (message_key is not null or id = $3)
+_READ_HELD = f"""
+select id, topic, message_key, value, headers::text as headers, replay is not null as is_replay, {_REPLAY}
+from (
+    select *, sum(size) over (order by id rows unbounded preceding) as total
+    from (
+        select *, {_SIZE} as size from outbox_events
+        where held_at is not null and topic = $1 and sha256(message_key) is not distinct from sha256($2)
+          and message_key is not distinct from $2 and (message_key is not null or id = $3)
+        order by id
+        limit $4
+    ) as first
+) as summed
+where total - size <= $5
 order by id
-limit $4
 """
 
 _ADVANCE = """
-update outbox_events set replay = jsonb_set(replay, '{next}', to_jsonb($2::int)) where id = $1
+update outbox_events o set replay = jsonb_set(o.replay, '{next}', to_jsonb(reached.next))
+from unnest($1::bigint[], $2::int[]) as reached (id, next)
+where o.id = reached.id
 """
 
 # Nobody can use what was appended to an epoch whose replay is cut short: up to the next epoch's marker it goes as well.
+# Whose a message is say its own fields.
 _ABANDON = """
-with marker as (
-    select id from outbox_events
-    where id > $1 and case when topic = $2 and message_key = $3
-                           then convert_from(value, 'UTF8')::json ->> 'sequence' = '0' end
-    order by id
-    limit 1
+with behind as materialized (
+    select id, convert_from(value, 'UTF8')::json as event from outbox_events
+    where id > $1 and topic = $2 and message_key = $3 and replay is null
+), own as materialized (
+    select id, event ->> 'sequence' = '0' as is_marker from behind
+    where event ->> 'portfolio_id' = $4 and event ->> 'security_id' = $5
 ), dropped as (
     delete from outbox_events
-    where id >= $1 and id < coalesce((select id from marker), $1 + 1) and topic = $2 and message_key = $3
+    where id = $1 or id in (
+        select id from own where id < (select min(id) from own where is_marker))
     returning 1
 )
 select count(*) from dropped
@@ -137,37 +183,43 @@ class Backlog:
 
 
 async def bury(connection: Connection, letters: Sequence[DeadLetter]) -> None:
-    """Queue refused records for the topic dead-letters, as received, with where they came from and why."""
+    """Queue refused records for the topic dead-letters, with where they came from and why.
+
+    As received, but for keys and values too large for a letter: those are cut, and a header has their length.
+    """
     if not letters:
         return
     await connection.execute(
         _BURY,
-        [letter.key for letter in letters],
-        [None if letter.value is None else letter.value[:_LARGEST_DEAD_LETTER] for letter in letters],
+        [letter.key and letter.key[:_LARGEST_DEAD_KEY] for letter in letters],
+        [letter.value and letter.value[:_LARGEST_DEAD_LETTER] for letter in letters],
         [json.dumps(_headers(letter)) for letter in letters],
     )
 
 
 def _headers(letter: DeadLetter) -> dict[str, str]:
+    detail = letter.detail[:_LONGEST_DETAIL].replace("\x00", "\\0")
     headers = {
         "reason": letter.reason,
-        "detail": letter.detail[:1000].replace("\x00", "\\0"),
+        "detail": detail.encode(errors="backslashreplace").decode(),
         "topic": letter.topic,
         "partition": str(letter.partition),
         "offset": str(letter.offset),
     }
     if letter.value is not None and len(letter.value) > _LARGEST_DEAD_LETTER:
         headers["truncated"] = str(len(letter.value))
+    if letter.key is not None and len(letter.key) > _LARGEST_DEAD_KEY:
+        headers["key_truncated"] = str(len(letter.key))
     return headers
 
 
 async def read(connection: Connection, rows: int, size: int) -> Window:
-    """The oldest messages that may be published now, from about so many rows and bytes.
+    """The oldest messages that may be published now: about so many rows and bytes, and a piece of each replay.
 
-    Replays are expanded, a piece at a time; one whose epoch is over is dropped. Rows of blocked keys are held.
+    A replay whose epoch is over is dropped. Rows of blocked keys are held.
     """
     while True:
-        found = await connection.fetch(_READ, rows, size)
+        found = await connection.fetch(_READ, rows, size, _REPLAYS)
         if blocked := [row["id"] for row in found if row["blocked"]]:
             await connection.execute(
                 "update outbox_events set held_at = clock_timestamp() where id = any($1::bigint[])", blocked
@@ -178,23 +230,27 @@ async def read(connection: Connection, rows: int, size: int) -> Window:
 
 
 async def _expanded(connection: Connection, rows: Sequence[asyncpg.Record]) -> Window:
+    waiting = {row["id"]: _replay(row) for row in rows if row["is_replay"]}
+    pieces = await replay.expand(connection, list(waiting.values()), _REPLAYED_AT_ONCE) if waiting else {}
     window = Window()
     for row in rows:
         id_, topic, key, headers = row["id"], row["topic"], row["message_key"], json.loads(row["headers"])
-        if row["replay"] is None:
+        if not row["is_replay"]:
             window.events.append(OutboxEvent(id_, topic, key, row["value"], headers, id_))
-            continue
-        waiting = msgspec.json.decode(row["replay"], type=Replay)
-        piece = await replay.expand(connection, waiting, _REPLAYED_AT_ONCE)
-        if piece is None:
-            appended = await connection.fetchval(_ABANDON, id_, topic, key) - 1
-            window.outdated += waiting.last - waiting.next + 1 + appended
-            continue
-        window.events += [
-            OutboxEvent(event_id, topic, key, value, headers, id_, waiting, sequence)
-            for event_id, sequence, value in piece
-        ]
+        elif (piece := pieces.get(id_, [])) is not None:
+            window.events += [
+                OutboxEvent(event_id, topic, key, value, headers, id_, waiting[id_], sequence)
+                for event_id, sequence, value in piece
+            ]
+        else:
+            over = waiting[id_]
+            dropped = await connection.fetchval(_ABANDON, id_, topic, key, over.portfolio_id, over.security_id)
+            window.outdated += over.left + dropped - 1
     return window
+
+
+def _replay(row: asyncpg.Record) -> Replay:
+    return Replay(row["id"], row["security_id"], row["portfolio_id"], row["epoch"], row["next"], row["last"])
 
 
 async def acknowledge(connection: Connection, events: Sequence[OutboxEvent]) -> None:
@@ -203,13 +259,9 @@ async def acknowledge(connection: Connection, events: Sequence[OutboxEvent]) -> 
     reached = {event.row: event for event in events if event.replay}
     done += [row for row, event in reached.items() if event.replay and event.sequence == event.replay.last]
     if done:
-        await _delete(connection, done)
-    for row, event in reached.items():
-        await connection.execute(_ADVANCE, row, event.sequence + 1)
-
-
-async def _delete(connection: Connection, ids: Sequence[int]) -> None:
-    await connection.execute("delete from outbox_events where id = any($1::bigint[])", list(ids))
+        await connection.execute("delete from outbox_events where id = any($1::bigint[])", done)
+    if further := [(row, event.sequence + 1) for row, event in reached.items() if row not in set(done)]:
+        await connection.execute(_ADVANCE, *columns(further))
 
 
 async def hold(connection: Connection, event: OutboxEvent, reason: str) -> None:
@@ -219,16 +271,19 @@ async def hold(connection: Connection, event: OutboxEvent, reason: str) -> None:
     )
 
 
-async def held_keys(connection: Connection) -> list[tuple[str, bytes | None, int]]:
-    """The keys that are held back: (topic, message key, first row). A row without a key is one of its own."""
-    return [tuple(row) for row in await connection.fetch(_HELD_KEYS)]
+async def held_keys(connection: Connection, after: int = 0, keys: int = 100) -> list[tuple[str, bytes | None, int]]:
+    """Keys that are held back, in the order of their first rows from behind a row on: (topic, message key, first row).
+
+    A row without a key is one of its own.
+    """
+    return [tuple(row) for row in await connection.fetch(_HELD_KEYS, after, keys)]
 
 
-async def read_held(connection: Connection, held: tuple[str, bytes | None, int], rows: int) -> Window:
-    """The first messages of a key that is held back, up to the end of a replay among them."""
+async def read_held(connection: Connection, held: tuple[str, bytes | None, int], rows: int, size: int) -> Window:
+    """The first messages of a key that is held back, of about so many rows and bytes, up to the end of a replay."""
     while True:
-        found = await connection.fetch(_READ_HELD, *held, rows)
-        first = next((place for place, row in enumerate(found) if row["replay"]), len(found))
+        found = await connection.fetch(_READ_HELD, *held, rows, size)
+        first = next((place for place, row in enumerate(found) if row["is_replay"]), len(found))
         window = await _expanded(connection, found[: first + 1])
         if window.events or not found:
             return window
@@ -251,8 +306,8 @@ async def refused(connection: Connection) -> list[dict[str, object]]:
     """The messages that cannot be published and hold their keys back, the oldest first."""
     rows = await connection.fetch(
         """
-        select id, topic, encode(message_key, 'escape') as message_key, octet_length(value) as bytes, held_at,
-               failure_reason
+        select id, topic, encode(substring(message_key, 1, 2000), 'escape') as message_key,
+               octet_length(value) as bytes, held_at, failure_reason
         from outbox_events where failure_reason is not null order by id
         """
     )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from sinks import booking, calendar, corrections, costing, history, holders, replay, transactions
-from sinks.booking import Base, Booking, Key, KeyState, Plan, Touch
+from sinks.booking import Base, Booked, Booking, Key, KeyState, Plan, Touch
 from sinks.database import Connection
 from sinks.history import columns, key_columns
 from sinks.model import CostBasisMethod, Transaction
@@ -68,7 +68,7 @@ from unnest($1::text[], $2::date[]) as new (security_id, day)
 where s.security_id = new.security_id
 """
 
-_BEGINNING = (datetime(1, 1, 2, tzinfo=UTC), b"")
+_PORTION_ROWS = 20_000  # of history, in memory at a time: some 2 KB each while they are computed and written
 _TICK = timedelta(microseconds=1)
 
 
@@ -112,7 +112,7 @@ async def apply(
     bookings, outcome.corrections = await book(connection, booking.touches(stored.changes), method, replay_rows)
     for booked in bookings:
         if booked.plan.rebuilt_from is None:
-            outcome.appended += len(booked.entries)
+            outcome.appended += booked.added
         else:
             outcome.rebuilt += 1
             outcome.replayed += booked.live_count
@@ -121,19 +121,30 @@ async def apply(
 
 async def book(
     connection: Connection, touches: dict[Key, Touch], method: CostBasisMethod, replay_rows: int = replay.ROWS
-) -> tuple[list[Booking], dict[str, int]]:
+) -> tuple[list[Booked], dict[str, int]]:
     """Write what the touches make of their keys, which come in lock order: history, epoch, watermark, outbox.
 
-    Returns the bookings, and the corrections of the securities with keys that were rebuilt.
+    What is in memory at a time is a portion of it, however long the histories are. Returns the keys booked, and the
+    corrections of the securities with keys that were rebuilt.
     """
     if not touches:
         return [], {}
     before = await _lock(connection, touches)
-    bookings = await _book(connection, await _plan(connection, touches, before.keys), method)
-    await history.write(connection, bookings, before.at)
-    await replay.publish(connection, bookings, replay_rows)
-    await holders.mark_closed(connection, bookings)
-    return bookings, await _move(connection, [booked.plan for booked in bookings], before.keys)
+    plans = await _plan(connection, touches, before.keys)
+    booked = {plan.key: Booked(plan) for plan in plans}
+    waiting = plans
+    while waiting:
+        rest = []
+        for portion in booking.portions(waiting, _PORTION_ROWS):
+            for part in await _book(connection, portion, method, before.at):
+                booked[part.plan.key].add(part)
+                if more := booking.rest(part):
+                    rest.append(more)
+        waiting = rest
+    done = list(booked.values())
+    await replay.rebuilt(connection, done, replay_rows)
+    await holders.mark_closed(connection, done)
+    return done, await _move(connection, plans, before.keys)
 
 
 async def _lock(connection: Connection, touches: dict[Key, Touch]) -> _Locked:
@@ -162,24 +173,37 @@ async def _plan(connection: Connection, touches: dict[Key, Touch], before: dict[
     """What each key needs; a rebuild starts after the last row that is certain to stay."""
     places = {key: touch.place for key, touch in touches.items() if booking.needs_rebuild(before[key], touch)}
     bases: dict[Key, Base] = {}
-    late: dict[Key, list[Transaction]] = {}
+    first: dict[Key, list[Transaction]] = {}
     if places:
         found = await history.read_bases(connection, places)
         # A row without a cost state is no base: such a key is computed from its first transaction. So is a key whose
         # last row has none.
         usable = {key for key, state in before.items() if state.tail and state.tail.state}
         bases = {key: row for key, row in found.items() if row.state is not None and key in usable}
-        starts = {key: place if key in bases or key not in found else _BEGINNING for key, place in places.items()}
-        late = await transactions.read_from(connection, starts)
+        if anew := found.keys() - bases.keys():
+            first = await transactions.read_from(connection, dict.fromkeys(anew, (*booking.BEGINNING, 1)))
     return [
-        booking.rebuild(key, before[key], touch, bases.get(key), late[key])
-        if key in late
+        booking.rebuild(key, before[key], touch, bases.get(key), first.get(key, ()))
+        if key in places
         else booking.append(key, before[key], touch)
         for key, touch in touches.items()
     ]
 
 
-async def _book(connection: Connection, plans: Sequence[Plan], method: CostBasisMethod) -> list[Booking]:
+async def _book(
+    connection: Connection, portion: Sequence[Plan], method: CostBasisMethod, at: datetime
+) -> list[Booking]:
+    """Write the rows of a portion, and queue what it appends; its rebuilds are told when all their rows are there."""
+    places = {plan.key: (*plan.after, plan.rows) for plan in portion if plan.rebuilt_from}
+    found = await transactions.read_from(connection, places) if places else {}
+    plans = [replace(plan, transactions=found.get(plan.key, plan.transactions)) for plan in portion]
+    bookings = await _compute(connection, plans, method)
+    await history.write(connection, bookings, at)
+    await replay.appended(connection, bookings)
+    return bookings
+
+
+async def _compute(connection: Connection, plans: Sequence[Plan], method: CostBasisMethod) -> list[Booking]:
     """Compute the rows, with the lots that their disposals take read before."""
     wanted = [
         (*plan.key, plan.state.head.sequence, plan.kept, units)

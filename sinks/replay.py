@@ -7,11 +7,11 @@ so they lie where the key's ids must.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from sinks.booking import Booking
+from sinks.booking import Booked, Booking
 from sinks.database import Connection
 from sinks.history import columns
 
@@ -20,7 +20,7 @@ ROWS = 10_000
 
 _APPENDED = """
 insert into outbox_events (topic, message_key, value)
-select 'transactions-processed', convert_to(e.portfolio_id || '|' || e.security_id, 'UTF8'),
+select 'transactions-processed', position_key(e.portfolio_id, e.security_id),
        processed_transaction(t, e.epoch, e.sequence, false)
 from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[]) with ordinality
     as e (security_id, portfolio_id, epoch, sequence, transaction_id, place)
@@ -30,7 +30,7 @@ order by place
 
 _MARKED = """
 insert into outbox_events (topic, message_key, value)
-select 'transactions-processed', convert_to(m.portfolio_id || '|' || m.security_id, 'UTF8'),
+select 'transactions-processed', position_key(m.portfolio_id, m.security_id),
        convert_to(json_build_object('portfolio_id', m.portfolio_id, 'security_id', m.security_id, 'epoch', m.epoch,
                                     'sequence', 0, 'count', m.count)::text, 'UTF8')
 from unnest($1::text[], $2::text[], $3::int[], $4::int[]) with ordinality
@@ -40,7 +40,7 @@ order by place
 
 _REPLAYED = """
 insert into outbox_events (topic, message_key, value)
-select 'transactions-processed', convert_to(r.portfolio_id || '|' || r.security_id, 'UTF8'),
+select 'transactions-processed', position_key(r.portfolio_id, r.security_id),
        processed_transaction(t, r.epoch, h.sequence, true)
 from unnest($1::text[], $2::text[], $3::int[]) with ordinality as r (security_id, portfolio_id, epoch, place)
 join position_history h on h.security_id = r.security_id and h.portfolio_id = r.portfolio_id
@@ -52,7 +52,7 @@ order by place, h.sequence
 # The ids are drawn while the key is held: above all that the key has, below all that it will get.
 _DEFERRED = """
 insert into outbox_events (topic, message_key, replay)
-select 'transactions-processed', convert_to(r.portfolio_id || '|' || r.security_id, 'UTF8'),
+select 'transactions-processed', position_key(r.portfolio_id, r.security_id),
        jsonb_build_object('security_id', r.security_id, 'portfolio_id', r.portfolio_id, 'epoch', r.epoch,
                           'next', 1, 'last', r.count, 'event_ids', ids.blocks)
 from unnest($1::text[], $2::text[], $3::int[], $4::int[]) with ordinality
@@ -67,57 +67,68 @@ cross join lateral (
 order by place
 """
 
-_PIECE = """
-select h.sequence, processed_transaction(t, s.epoch, h.sequence, true) as value
-from position_state s
-join position_history h on h.security_id = s.security_id and h.portfolio_id = s.portfolio_id
-    and h.superseded_epoch is null
-join transactions t using (transaction_id)
-where s.security_id = $1 and s.portfolio_id = $2 and s.epoch = $3 and h.sequence between $4 and $5
-order by h.sequence
+# One row for each replay, whatever its piece holds; without values when its epoch is over.
+_PIECES = """
+select o.id as row, piece.sequences, piece.values,
+       replayed_ids(o.replay -> 'event_ids', (o.replay ->> 'next')::int, wanted.upto) as ids
+from unnest($1::bigint[], $2::int[]) as wanted (row, upto)
+join outbox_events o on o.id = wanted.row
+cross join lateral (
+    select array_agg(m.sequence order by m.sequence) as sequences, array_agg(m.value order by m.sequence) as values
+    from (
+        select h.sequence, processed_transaction(t, s.epoch, h.sequence, true) as value
+        from position_state s
+        join position_history h on h.security_id = s.security_id and h.portfolio_id = s.portfolio_id
+            and h.superseded_epoch is null
+        join transactions t using (transaction_id)
+        where s.security_id = o.replay ->> 'security_id' and s.portfolio_id = o.replay ->> 'portfolio_id'
+          and s.epoch = (o.replay ->> 'epoch')::int
+          and h.sequence between (o.replay ->> 'next')::int and wanted.upto
+    ) as m
+) as piece
 """
 
 
 class Replay(msgspec.Struct, frozen=True):
     """A replay that waits to be expanded: sequences `next` to `last` of the key's history under the epoch.
 
-    event_ids: [first id, count] blocks for the sequences from 1 on.
+    row: the outbox's row that stands for it.
     """
 
+    row: int
     security_id: str
     portfolio_id: str
     epoch: int
     next: int
     last: int
-    event_ids: list[tuple[int, int]]
 
-    def ids(self) -> Iterator[int]:
-        """The event ids of the messages from `next` on."""
-        skipped = self.next - 1
-        for first, count in self.event_ids:
-            yield from range(first + min(skipped, count), first + count)
-            skipped = max(0, skipped - count)
+    @property
+    def left(self) -> int:
+        """Messages still to be published."""
+        return self.last - self.next + 1
 
 
-async def publish(connection: Connection, bookings: Sequence[Booking], rows: int) -> None:
-    """Queue what the bookings mean for downstream; at most `rows` replayed transactions one by one."""
-    appended = [
-        (*booked.plan.key, booked.plan.epoch, entry.sequence, entry.transaction.transaction_id)
-        for booked in bookings
-        if booked.plan.rebuilt_from is None
-        for entry in booked.entries
+async def appended(connection: Connection, bookings: Sequence[Booking]) -> None:
+    """Queue the transactions that the bookings append, as they are."""
+    entries = [
+        (*booking.plan.key, booking.plan.epoch, entry.sequence, entry.transaction.transaction_id)
+        for booking in bookings
+        if booking.plan.rebuilt_from is None
+        for entry in booking.entries
     ]
-    rebuilt = [
-        (*booked.plan.key, booked.plan.epoch, booked.live_count) for booked in bookings if booked.plan.rebuilt_from
-    ]
-    if appended:
-        await connection.execute(_APPENDED, *columns(appended))
-    if not rebuilt:
+    if entries:
+        await connection.execute(_APPENDED, *columns(entries))
+
+
+async def rebuilt(connection: Connection, keys: Sequence[Booked], rows: int) -> None:
+    """Queue a marker for each key that was rebuilt, and its live history; at most `rows` transactions one by one."""
+    new = [(*booked.plan.key, booked.plan.epoch, booked.live_count) for booked in keys if booked.plan.rebuilt_from]
+    if not new:
         return
-    await connection.execute(_MARKED, *columns(rebuilt))
+    await connection.execute(_MARKED, *columns(new))
     at_once: list[tuple[str, str, int]] = []
     later: list[tuple[str, str, int, int]] = []
-    for security, portfolio, epoch, count in sorted(rebuilt, key=lambda key: key[3]):  # the small ones first
+    for security, portfolio, epoch, count in sorted(new, key=lambda key: key[3]):  # the small ones first
         rows -= count
         if rows >= 0:
             at_once.append((security, portfolio, epoch))
@@ -129,10 +140,32 @@ async def publish(connection: Connection, bookings: Sequence[Booking], rows: int
         await connection.execute(_DEFERRED, *columns(later))
 
 
-async def expand(connection: Connection, waiting: Replay, limit: int) -> list[tuple[int, int, bytes]] | None:
-    """The next messages of a replay, at most `limit`: (event id, sequence, value); None: a newer epoch exists."""
-    end = min(waiting.last, waiting.next + limit - 1)
-    rows = await connection.fetch(_PIECE, waiting.security_id, waiting.portfolio_id, waiting.epoch, waiting.next, end)
-    if not rows:
-        return None
-    return [(id_, row["sequence"], row["value"]) for id_, row in zip(waiting.ids(), rows, strict=False)]
+def shares(waiting: Sequence[Replay], messages: int) -> list[tuple[Replay, int]]:
+    """How many messages each replay may expand to now: together at most `messages`.
+
+    The shortest first: what they leave of an equal share is the others'. A replay that gets none waits.
+    """
+    found: list[tuple[Replay, int]] = []
+    for place, replay in enumerate(sorted(waiting, key=lambda replay: replay.left)):
+        count = min(replay.left, messages // (len(waiting) - place))
+        messages -= count
+        if count:
+            found.append((replay, count))
+    return found
+
+
+async def expand(
+    connection: Connection, waiting: Sequence[Replay], messages: int
+) -> dict[int, list[tuple[int, int, bytes]] | None]:
+    """The next messages of the replays, at most `messages` in all, by row: (event id, sequence, value).
+
+    None: a newer epoch exists. A replay that is left out waits for the others.
+    """
+    wanted = {each.row: (each, count) for each, count in shares(waiting, messages)}
+    upto = [(row, each.next + count - 1) for row, (each, count) in wanted.items()]
+    found: dict[int, list[tuple[int, int, bytes]] | None] = {}
+    for piece in await connection.fetch(_PIECES, *columns(upto)) if upto else ():
+        row, ids, first = piece["row"], piece["ids"], wanted[piece["row"]][0].next
+        places = zip(piece["sequences"] or (), piece["values"] or (), strict=True)
+        found[row] = [(ids[sequence - first], sequence, value) for sequence, value in places] or None
+    return found

@@ -43,10 +43,15 @@ where transactions.transaction_id = new.transaction_id
 """
 
 _FROM_PLACE = f"""
-select {COLUMNS} from transactions
-join unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[])
-    as place (security_id, portfolio_id, first_date, first_id) using (security_id, portfolio_id)
-where not cancelled and (transaction_date, transaction_id) >= (first_date, first_id)
+select following.* from unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::int[])
+    as place (security_id, portfolio_id, after_date, after_id, most)
+cross join lateral (
+    select {COLUMNS} from transactions t
+    where t.security_id = place.security_id and t.portfolio_id = place.portfolio_id and not t.cancelled
+      and (t.transaction_date, t.transaction_id) > (place.after_date, place.after_id)
+    order by t.transaction_date, t.transaction_id
+    limit place.most
+) as following
 order by security_id, portfolio_id, transaction_date, transaction_id
 """
 
@@ -93,19 +98,20 @@ async def store(connection: Connection, numbered: Sequence[tuple[int, Transactio
 
 
 async def read_from(
-    connection: Connection, places: dict[tuple[str, str], tuple[datetime, bytes]]
+    connection: Connection, places: dict[tuple[str, str], tuple[datetime, bytes, int]]
 ) -> dict[tuple[str, str], list[Transaction]]:
-    """The transactions that take part in each key's history from a place on, in the key's order.
+    """The transactions that take part in each key's history behind a place, in the key's order.
 
-    places: by (security_id, portfolio_id), the order of the first transaction to read.
+    places: by (security_id, portfolio_id), the order of the last transaction not to be read, and how many to read.
     """
     found: dict[tuple[str, str], list[Transaction]] = {key: [] for key in places}
     stored = await connection.fetch(
         _FROM_PLACE,
         [security for security, _ in places],
         [portfolio for _, portfolio in places],
-        [day for day, _ in places.values()],
-        [id_.decode() for _, id_ in places.values()],
+        [day for day, _, _ in places.values()],
+        [id_.decode() for _, id_, _ in places.values()],
+        [most for _, _, most in places.values()],
     )
     for row in stored:
         transaction = from_row(row)

@@ -192,7 +192,7 @@ _REVALUE = f"""{_WANTED}
     from difference group by security_id, portfolio_id
 ), published as (
     insert into outbox_events (topic, message_key, value)
-    select 'position-valuations', convert_to(k.portfolio_id || '|' || k.security_id, 'UTF8'),
+    select 'position-valuations', position_key(k.portfolio_id, k.security_id),
            convert_to(jsonb_build_object(
                'portfolio_id', k.portfolio_id, 'security_id', k.security_id, 'epoch', c.epoch,
                'from_date', k.from_date, 'to_date', $5::date, 'changed', k.changed,

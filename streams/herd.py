@@ -85,8 +85,11 @@ class Herd:
         return not self._arrivals and not len(self._window)
 
     async def take(self, batch: Batch) -> None:
-        """Read the batch ahead; waits while the window is full. A batch that a rebalance makes stale is dropped."""
-        while self._window.full and not self._app.should_stop:
+        """Read the batch ahead; waits while the window is full. A batch that a rebalance makes stale is dropped.
+
+        What has arrived and is not in the window yet counts: a chunk may take long, and batches come quickly.
+        """
+        while len(self._window) + sum(map(len, self._arrivals)) >= _WINDOW_JOBS and not self._app.should_stop:
             if self._app.rebalancing:
                 return  # every partition is about to be claimed anew, and read again from the stored offset
             await asyncio.sleep(_LOOK_SECONDS)

@@ -241,12 +241,20 @@ class Relay:
     async def _retry_held(self, publisher: Publisher, connection: Connection) -> None:
         """Try each key that is held back from its first row on; one that goes through is held no longer."""
         self._retry_at = time.monotonic() + _RETRY_HELD_SECONDS
-        for held in await outbox.held_keys(connection):
-            while events := (await outbox.read_held(connection, held, _ROWS)).events:
-                done = await publisher.publish(events)
-                await outbox.acknowledge(connection, done.acked)
-                metrics.OUTBOX_PUBLISHED.inc(len(done.acked))
-                if len(done.acked) < len(events):
-                    for event, reason in done.refused:
-                        await outbox.hold(connection, event, reason)
-                    break
+        after = 0
+        while page := await outbox.held_keys(connection, after):
+            for held in page:
+                await self._retry_key(publisher, connection, held)
+            after = page[-1][2]
+
+    async def _retry_key(
+        self, publisher: Publisher, connection: Connection, held: tuple[str, bytes | None, int]
+    ) -> None:
+        while events := (await outbox.read_held(connection, held, _ROWS, _BYTES)).events:
+            done = await publisher.publish(events)
+            await outbox.acknowledge(connection, done.acked)
+            metrics.OUTBOX_PUBLISHED.inc(len(done.acked))
+            if len(done.acked) < len(events):
+                for event, reason in done.refused:
+                    await outbox.hold(connection, event, reason)
+                break

@@ -26,6 +26,7 @@ T = TypeVar("T")
 _AT_ONCE = 2
 """Transactions of one sink. While Postgres works on one, this process prepares the other; a third would only wait."""
 _FIRST_PIECE = 100  # records of the first transaction: what kills the worker may be among them
+_LARGEST_PIECE = 16 * 1024 * 1024  # bytes of the records in one transaction, unless it is one record
 _PORTION = 250  # records decoded at a stretch: a millisecond or two
 
 
@@ -106,7 +107,7 @@ class Sink(Generic[T]):
             decoded = await decoding
             rest: Batch | None = batch
             while rest is not None:
-                piece, after = rest.split(self._size.count)
+                piece, after = rest.split(self._size.count, _LARGEST_PIECE)
                 if await self._commit_piece(piece, decoded):
                     rest = after
         except Released:

@@ -41,7 +41,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from sinks.offsets import Batch, Claim, OffsetOutsideLog, Offsets
+from sinks.offsets import Batch, Claim, OffsetOutsideLog, Offsets, bytes_of
 from streams.membership import Lease
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,14 @@ _inside_fetcher: ContextVar[bool] = ContextVar("_inside_fetcher", default=False)
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Bounds of one batch topic: records in a batch, batches of a partition that may await their agent."""
+    """Bounds of one batch topic: records in a batch, batches of a partition that may await their agent.
+
+    size: bytes that its records may hold on their way, all partitions together; what exceeds it is one fetch's at most.
+    """
 
     records: int
     in_flight: int = 2
+    size: int = 32 * 1024 * 1024
 
 
 class BatchSchema(faust.Schema):  # type: ignore[misc]
@@ -89,17 +93,22 @@ class _ClientThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         self.app.lease.follow(consumer)
         return consumer
 
-    async def fetch(self, most: Mapping[TP, int], timeout: float) -> Fetched:
-        """At most so many records of each partition; waits only when no partition has any.
+    async def fetch(self, most: Mapping[TP, int], timeout: float, room: Mapping[str, int]) -> Fetched:
+        """At most so many records of each partition, in that order; waits only when no partition has any.
 
-        To be called in this thread: nobody else moves the client meanwhile. Each partition is asked for its share: the
-        client would give all that is asked for from the first partition that has enough of it.
+        room: bytes for each topic; where they are used up its other partitions wait for their turn. To be called in
+        this thread: nobody else moves the client meanwhile. Each partition is asked for its share: the client would
+        give all that is asked for from the first partition that has enough of it.
         """
         consumer, partitions = self._ensure_consumer(), set(most)
         begun = self._positions(consumer, partitions)
         records: dict[TP, list[Any]] = {}
+        left = dict(room)
         for tp, limit in most.items():
-            records |= await self._fetch_records(consumer, {tp}, timeout=0, max_records=limit)
+            if left[tp.topic] > 0:
+                found = await self._fetch_records(consumer, {tp}, timeout=0, max_records=limit)
+                left[tp.topic] -= sum(map(_bytes_of, found.get(tp, ())))
+                records |= found
         if not records:
             limit = min(most.values())
             records |= await self._fetch_records(consumer, partitions, timeout=timeout, max_records=limit)
@@ -115,13 +124,19 @@ class _ClientThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return {tp: state.position if state.has_valid_position else None for tp, state in states.items()}
 
 
+def _bytes_of(record: Any) -> int:
+    return bytes_of(record) + sum(len(name) + len(value or b"") for name, value in record.headers)
+
+
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     """Faust's consumer, with batches for `app.batch_topics` and their offsets claimed from `app.offsets`."""
 
     app: BatchApp
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._sent: dict[TP, deque[int]] = defaultdict(deque)  # last offset of each batch handed out, oldest first
+        self._sent: dict[TP, deque[tuple[int, int]]] = defaultdict(deque)
+        """Last offset of each batch handed out, oldest first, and the bytes that it holds."""
+        self._turns: dict[TP, int] = defaultdict(int)  # batches handed out: who has had fewest comes first
         self._claims: dict[TP, Claim] = {}
         self._position: dict[TP, int] = {}  # where the next batch starts
         self._left: dict[TP, int] = {}  # where the last fetch left the client
@@ -232,6 +247,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         others = active - self._batch_partitions(active)
         batched = active - others - self._on_trial
         ready = {tp for tp in batched & self._claims.keys() if self._in_flight(tp) < self._limits(tp).in_flight}
+        room = self._room()
+        ready = {tp for tp in ready if room[tp.topic] > 0}
         if len(ready) < len(batched):
             timeout = min(timeout, _EMPTY_FETCH_SECONDS)
         found: dict[TP, list[Any]] = {}
@@ -253,8 +270,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def _fetch_batches(self, partitions: set[TP], timeout: float) -> dict[TP, list[Any]]:
         """Records of each partition, going on where the last fetch ended; what went astray comes once more."""
         thread = self._thread
-        most = {tp: self._limits(tp).records for tp in partitions}
-        fetched: Fetched = await thread.call_thread(thread.fetch, most, timeout)
+        most = {tp: self._limits(tp).records for tp in sorted(partitions, key=lambda tp: self._turns[tp])}
+        fetched: Fetched = await thread.call_thread(thread.fetch, most, timeout, self._room())
         astray = {tp for tp, begun in fetched.begun.items() if begun != self._left[tp]}
         holes = {tp for tp in fetched.begun.keys() - astray if self._jumps(tp, fetched)}
         try:
@@ -304,7 +321,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         end = max(self._left[tp], records[-1].offset + 1 if records else 0)
         batch = Batch(tp.topic, tp.partition, self._claims[tp].epoch, self._position[tp], records, end)
         self._position[tp] = batch.next_offset
-        self._sent[tp].append(batch.next_offset - 1)
+        self._sent[tp].append((batch.next_offset - 1, sum(map(_bytes_of, records))))
+        self._turns[tp] = 1 + max(self._turns[tp], min(self._turns[other] for other in self._claims))
         return batch
 
     def _limits(self, tp: TP) -> BatchLimits:
@@ -322,9 +340,16 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def _in_flight(self, tp: TP) -> int:
         sent, acked = self._sent[tp], self._acked_index[tp]
-        while sent and sent[0] in acked:  # only ever over a contiguous prefix
-            acked.discard(sent.popleft())
+        while sent and sent[0][0] in acked:  # only ever over a contiguous prefix
+            acked.discard(sent.popleft()[0])
         return len(sent)
+
+    def _room(self) -> dict[str, int]:
+        """Bytes that each topic's records may still take, beside those on their way to its agent or in its hands."""
+        room = {topic: limits.size for topic, limits in self.app.batch_topics.items()}
+        for tp, sent in self._sent.items():
+            room[tp.topic] -= sum(size for _, size in sent)
+        return room
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         if tp.topic not in self.app.batch_topics:

@@ -237,7 +237,9 @@ def lose_fetches() -> None:
     async def fetch(self, partitions, timeout):
         nonlocal left
         if left:
-            lost = await self._thread.call_thread(self._thread.fetch, dict.fromkeys(partitions, 50), timeout)
+            lost = await self._thread.call_thread(
+                self._thread.fetch, dict.fromkeys(partitions, 50), timeout, {tp.topic: 2**20 for tp in partitions}
+            )
             left -= any(lost.records.values())
             return {}
         return await whole(self, partitions, timeout)

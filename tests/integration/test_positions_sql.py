@@ -220,6 +220,75 @@ async def test_any_order_any_batches_make_the_oracles_history(
     await _consumer_has_the_live_transactions(connection)
 
 
+_WRITTEN = (
+    "select to_jsonb(h) - 'recorded_at' - 'superseded_at' from position_history h order by 1",
+    "select to_jsonb(s) - 'reset_seq', reset_seq is null from position_state s order by 1",
+    "select security_id, earliest_date, reason from corrections order by seq",
+    "select message_key, convert_from(value, 'UTF8'), replay - 'event_ids' from outbox_events "
+    "where topic = 'transactions-processed' order by message_key, id",
+)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10])
+async def test_portions_of_any_size_write_the_same(
+    connection: asyncpg.Connection, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch is booked twice: in portions of so few rows, which is undone, and in one."""
+    chance = random.Random(rows)
+    method: CostBasisMethod = "AVCO" if rows == 3 else "FIFO"
+    arrived = [
+        decode_transaction(json.dumps(r).encode()) for t, r in scenarios.generate(rows, events=400) if t[0] == "t"
+    ]
+    chance.shuffle(arrived)
+    parts: list[int] = []
+    whole = positions._book
+
+    async def counted(connection: Any, portion: Any, *rest: Any) -> Any:
+        parts.append(len(portion))
+        return await whole(connection, portion, *rest)
+
+    async def booked(batch: list[Transaction], size: int) -> tuple[list[Any], positions.PositionOutcome]:
+        monkeypatch.setattr(positions, "_PORTION_ROWS", size)
+        outcome = await positions.apply(connection, list(enumerate(batch)), method, 30)
+        return [await connection.fetch(query) for query in _WRITTEN], outcome
+
+    monkeypatch.setattr(positions, "_book", counted)
+    cut = 0
+    await close(connection, 6)
+    while arrived:
+        size = chance.choice([1, 5, 20])
+        batch, arrived = arrived[:size], arrived[size:]
+        async with connection.transaction():
+            undone = connection.transaction()
+            await undone.start()
+            in_portions, outcome = await booked(batch, rows)
+            cut += len(parts) > 1
+            await undone.rollback()
+            parts.clear()
+            at_once, expected = await booked(batch, 10**6)
+            assert len(parts) <= 1
+            parts.clear()
+        assert in_portions == at_once
+        for name in ("ignored", "conflicts", "appended", "rebuilt", "replayed"):
+            assert getattr(outcome, name) == getattr(expected, name)
+    assert cut > 5
+
+
+async def test_a_history_with_more_transactions_than_rows_is_rebuilt_in_parts(
+    connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the history says little of how many transactions there are: reckoned, it would be two."""
+    batch = [trade(f"t{n:02}", "BUY" if n % 3 else "SELL", 1 + n % 5, 10, 1 + n) for n in range(20)]
+    await book(connection, *batch)
+    expected = await last(connection)
+    await connection.execute("delete from position_history where sequence > 1")
+    outcome = await book(
+        connection, trade("t01", "BUY", 2, 11, 2, revision=1), trade("t01", "BUY", 2, 10, 2, revision=2)
+    )
+    assert outcome.replayed == 20
+    assert await last(connection) == expected
+
+
 async def _consumer_has_the_live_transactions(connection: asyncpg.Connection) -> None:
     """A consumer that keeps per key only the highest epoch has exactly the key's live transactions, in order."""
     kept: dict[tuple[str, str], tuple[int, list[str]]] = defaultdict(lambda: (0, []))

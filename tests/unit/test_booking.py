@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
 
 from sinks import booking
-from sinks.booking import Base, Booking, KeyState, Plan, Touch
+from sinks.booking import Base, Booked, Booking, KeyState, Plan, Touch
 from sinks.costing import CostState, Entry
 from sinks.model import Transaction
 from sinks.transactions import Change
@@ -127,19 +128,22 @@ def test_an_append_on_the_watermark_makes_that_date_dirty() -> None:
 
 
 def test_a_rebuild_is_a_new_epoch_from_the_earliest_place() -> None:
-    base, left = tail(at(1)), [trade("b", at(3)), trade("c", at(5))]
-    plan = booking.rebuild(KEY, stored(9, tail(at(8))), Touch([left[0]], trade("x", at(5)).order), base, left)
-    assert plan == Plan(KEY, 4, date(2025, 9, 2), 7, HELD, left, date(2025, 9, 3))
+    base, last = tail(at(1)), Base(9, (at(8), b"m"), HELD)
+    plan = booking.rebuild(KEY, stored(9, last), Touch([trade("b", at(3))], trade("x", at(5)).order), base)
+    assert plan == Plan(
+        KEY, 4, date(2025, 9, 2), 7, HELD, rebuilt_from=date(2025, 9, 3), after=base.order, rows=2 + 1 + 1
+    )
 
 
 def test_a_rebuild_raises_no_watermark_and_begins_with_nothing_without_a_base() -> None:
-    plan = booking.rebuild(KEY, stored(1), Touch([], trade("x", at(5)).order), None, [])
-    assert plan == Plan(KEY, 4, date(2025, 9, 1), 0, CostState(), [], date(2025, 9, 5))
+    plan = booking.rebuild(KEY, stored(1), Touch([], trade("x", at(5)).order), None)
+    assert plan == Plan(KEY, 4, date(2025, 9, 1), 0, CostState(), rebuilt_from=date(2025, 9, 5), rows=1)
+    assert plan.after == booking.BEGINNING
 
 
 def test_the_day_of_a_rebuild_is_that_of_utc() -> None:
     west = datetime(2025, 9, 5, 22, tzinfo=timezone(-timedelta(hours=5)))
-    plan = booking.rebuild(KEY, stored(9), Touch([trade("a", west)]), None, [])
+    plan = booking.rebuild(KEY, stored(9), Touch([trade("a", west)]), None)
     assert (plan.rebuilt_from, plan.watermark) == (date(2025, 9, 6), date(2025, 9, 5))
 
 
@@ -151,4 +155,56 @@ def test_a_base_without_a_cost_state_is_refused() -> None:
 def test_the_live_history_is_what_is_kept_and_what_is_written() -> None:
     new = trade("n", at(4))
     plan = booking.append(KEY, stored(2, tail(at(2))), Touch([new]))
-    assert Booking(plan, [Entry(8, new, HELD)]).live_count == 8
+    booked = Booked(plan)
+    booked.add(Booking(plan, [Entry(8, new, HELD)]))
+    booked.add(Booking(plan, []))
+    assert (booked.live_count, booked.last) == (8, Entry(8, new, HELD))
+
+
+# -- portions ------------------------------------------------------------------------------------------------------
+
+
+def rebuilds(*rows: int) -> list[Plan]:
+    return [
+        Plan((f"S{n}", "P"), 1, date(2025, 9, 1), 0, HELD, (), date(2025, 9, 2), rows=r) for n, r in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((3, 3, 4), [(3, 3, 4)]),
+        ((3, 3, 5), [(3, 3), (5,)]),
+        ((10, 1, 9, 1), [(10,), (1, 9), (1,)]),
+        ((2, 25, 2), [(2,), (10,), (2,)]),
+        ((), []),
+    ],
+)
+def test_portions_hold_no_more_rows_than_are_allowed(sizes: tuple[int, ...], expected: list[tuple[int, ...]]) -> None:
+    found = list(booking.portions(rebuilds(*sizes), 10))
+    assert [tuple(plan.rows for plan in portion) for portion in found] == expected
+    assert [plan.key for portion in found for plan in portion] == [plan.key for plan in rebuilds(*sizes)]
+
+
+def test_appends_count_by_what_arrives() -> None:
+    arrivals = [trade(f"t{n}", at(4)) for n in range(6)]
+    plans = [booking.append((f"S{n}", "P"), stored(1), Touch(arrivals)) for n in range(3)]
+    assert [len(portion) for portion in booking.portions(plans, 12)] == [2, 1]
+    assert [len(portion) for portion in booking.portions(plans, 5)] == [1, 1, 1]  # as it came, it is in memory anyway
+
+
+def test_a_rebuild_that_got_all_it_asked_for_goes_on_behind_it() -> None:
+    (plan,) = rebuilds(2)
+    first, second = trade("a", at(2)), trade("b", at(3))
+    part = replace(plan, transactions=[first, second])
+    after = CostState(Decimal(10), Decimal(100))
+    left = booking.rest(Booking(part, [Entry(1, first, HELD), Entry(2, second, after)]))
+    assert left == replace(plan, kept=2, state=after, after=second.order, rows=4, continues=True)
+    assert booking.rest(Booking(part, [Entry(1, first, HELD)])) is None
+    assert booking.rest(Booking(part, [])) is None
+
+
+def test_an_append_leaves_nothing() -> None:
+    new = trade("n", at(4))
+    plan = booking.append(KEY, stored(2, tail(at(2))), Touch([new]))
+    assert booking.rest(Booking(plan, [Entry(8, new, HELD)])) is None
