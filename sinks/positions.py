@@ -30,12 +30,11 @@ order by security_id, portfolio_id
 for no key update of position_state
 """
 
-# Normally no history is outdated: one look tells all keys. The order keeps that look in the small indexes.
+# Outdated histories are few: the view's indexes are empty but for the time of an upgrade.
 _READ_KEYS = f"""
 select s.security_id, s.portfolio_id, s.epoch, s.watermark_date, clock_timestamp() as now, tail.*,
-       case when (select true from outdated_histories order by 1 limit 1)
-            then exists (select from outdated_histories o
-                         where o.security_id = s.security_id and o.portfolio_id = s.portfolio_id) end as is_outdated
+       exists (select from outdated_histories o
+               where o.security_id = s.security_id and o.portfolio_id = s.portfolio_id) as is_outdated
 from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
 join position_state s using (security_id, portfolio_id)
 left join lateral (

@@ -30,7 +30,7 @@ create or replace function history_of_epoch(portfolio text, security text, wante
         order by h.sequence;
     end;
 
--- The lots behind the head after a live row that is a split. sequence: the last row that put something into the lot.
+-- The lots behind the head after a live row that is a split; they go with it. sequence: the last row that put something into the lot.
 create table lots_after_split (
     security_id    text collate "C" not null,
     portfolio_id   text collate "C" not null,
@@ -50,8 +50,11 @@ begin
       and l.split_sequence = old.sequence and l.epoch = old.epoch;
     return null;
 end $$;
-create trigger forget_lots_after_split after update of superseded_epoch on position_history
+create trigger superseded_lots_after_split after update of superseded_epoch on position_history
     for each row when (old.restates_lots and new.superseded_epoch is not null)
+    execute function forget_lots_after_split();
+create trigger deleted_lots_after_split after delete on position_history
+    for each row when (old.restates_lots)
     execute function forget_lots_after_split();
 
 -- What workers of the version before have written by other rules: splits that multiplied lots when they were read, and
@@ -80,7 +83,9 @@ create or replace function open_lots(security text, portfolio text, after int, u
 declare
     stated        record;
     split         record;
+    lots          refcursor;
     lot           record;
+    in_history    boolean   := false;
     last_sequence int;  -- the lot that the loop has in hand
     last_quantity numeric;
     last_cost     numeric;
@@ -92,11 +97,9 @@ declare
 begin
     select l.split_sequence, l.epoch into stated
     from lots_after_split l
-    join position_history h on h.security_id = l.security_id and h.portfolio_id = l.portfolio_id
-        and h.sequence = l.split_sequence and h.epoch = l.epoch
     where l.security_id = security and l.portfolio_id = portfolio and l.split_sequence > after
-      and l.split_sequence <= upto and h.superseded_epoch is null
-    order by l.split_sequence desc
+      and l.split_sequence <= upto
+    order by l.security_id desc, l.portfolio_id desc, l.split_sequence desc
     limit 1;
     for split in
         select h.sequence, h.split_ratio from position_history h
@@ -110,17 +113,27 @@ begin
         missing := needed * 1.000000001;
         return query select split.sequence, null::numeric, null::numeric, split.split_ratio;
     end loop;
-    for lot in
+    -- One after the other, each in the order of its index: a union would be sorted, and read to its end for that.
+    open lots for
         select l.sequence, l.quantity, l.cost, false as joins from lots_after_split l
         where l.security_id = security and l.portfolio_id = portfolio and l.split_sequence = stated.split_sequence
           and l.epoch = stated.epoch and l.sequence > after
-        union all
-        select h.sequence, h.lot_quantity, h.lot_cost, coalesce(h.joins_lot, false) from position_history h
-        where h.security_id = security and h.portfolio_id = portfolio and h.superseded_epoch is null
-          and h.lot_quantity is not null and h.sequence > greatest(after, stated.split_sequence)
-          and h.sequence <= upto
-        order by 1
+        order by l.sequence;
     loop
+        fetch lots into lot;
+        if not found then
+            exit when in_history;
+            in_history := true;
+            close lots;
+            open lots for
+                select h.sequence, h.lot_quantity as quantity, h.lot_cost as cost, coalesce(h.joins_lot, false) as joins
+                from position_history h
+                where h.security_id = security and h.portfolio_id = portfolio and h.superseded_epoch is null
+                  and h.lot_quantity is not null and h.sequence > greatest(after, stated.split_sequence)
+                  and h.sequence <= upto
+                order by h.sequence;
+            continue;
+        end if;
         if lot.joins and last_sequence is not null then
             last_sequence := lot.sequence;
             last_cost := last_cost + lot.cost;
@@ -140,6 +153,7 @@ begin
         last_quantity := lot.quantity;
         last_cost := lot.cost;
     end loop;
+    close lots;
     if last_sequence is not null then
         return query select last_sequence, last_quantity, last_cost, null::numeric;
     end if;

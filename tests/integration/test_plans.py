@@ -307,7 +307,8 @@ async def test_disposals_read_the_lots_they_take(books: Explaining) -> None:
     """The lots are found inside a function, whose statements show in Postgres' counters only."""
     counters = "select seq_scan, idx_tup_fetch from pg_stat_xact_user_tables where relname = 'position_history'"
     await book(books, [trade(number, 30) for number in range(200)])
-    sold = [trade(200 + number, 31, transaction_type="SELL", quantity=Decimal(12)) for number in range(200)]
+    sold = [trade(200 + number, 31, transaction_type="SELL", quantity=Decimal(12)) for number in range(199)]
+    sold.append(trade(0, 31, transaction_id="LONG", security_id="LONG", transaction_type="SELL", quantity=Decimal(5)))
     before = await books.connection.fetchrow(counters)
     assert (await book(books, sold)).appended == 200
     after = await books.connection.fetchrow(counters)
