@@ -294,7 +294,9 @@ class Fuzz:
                     for topic in _INTERNAL:
                         counted[topic] += int(value) * (f'topic="{self._settings.topic(topic)}"' in name)
         for topic in _INTERNAL:
-            assert least[topic] <= counted[topic] <= least[topic] + most[topic], (topic, least, most, counted)
+            assert least[topic] <= counted[topic], (topic, least, most, counted)
+            if topic != topics.JOBS:  # a trigger that nobody has issued makes a job, which is refused in its turn
+                assert counted[topic] <= least[topic] + most[topic], (topic, least, most, counted)
         return dict(counted)
 
 

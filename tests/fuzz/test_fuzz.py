@@ -8,8 +8,6 @@ import signal
 from pathlib import Path
 from random import Random
 
-import pytest
-
 from deploy.local.postgres import PostgresServer
 from streams import topics
 from tests.exported import exported
@@ -58,7 +56,6 @@ async def test_whatever_arrives_every_role_makes_progress(kafka: str, postgres: 
         assert not result.differences, result.differences[:3]
 
 
-@pytest.mark.xfail(strict=True, reason="the stored offset does not move over the markers at the end of a log yet")
 async def test_offsets_move_over_the_markers_at_the_end_of_a_log(
     kafka: str, postgres: PostgresServer, folder: Path
 ) -> None:
