@@ -192,6 +192,26 @@ _PRIORITIES = (
 )
 
 
+# A number that is another security's would keep that one's job from being recorded; so would a date that is later than
+# the correction's. Each is looked up by the primary key.
+_ISSUED = """
+select job_id
+from unnest($1::bigint[], $2::text[], $3::date[], $4::bigint[]) as job (job_id, security_id, day, seq)
+where job_id = seq and (select c.security_id = job.security_id and c.earliest_date >= job.day
+                        from corrections c where c.seq = job.job_id)
+"""
+
+_REFUSE = """
+insert into outbox_events (topic, message_key, headers, value)
+select 'reprocessing-status', convert_to(security_id, 'UTF8'),
+       jsonb_build_object('security_id', security_id, 'job_id', job_id::text), convert_to(jsonb_build_object(
+    'job_id', job_id, 'security_id', security_id, 'status', 'CANCELLED', 'keys_total', null, 'keys_done', 0,
+    'failure_reason', 'the ledger has issued no such correction', 'at', clock_timestamp())::text, 'UTF8')
+from unnest($1::bigint[], $2::text[]) as job (job_id, security_id)
+order by job_id
+"""
+
+
 class JobMoved(Exception):  # noqa: N818 - an outcome
     """The job is not where it was read: cancelled, or moved by another. Read it again."""
 
@@ -236,6 +256,23 @@ class SmallChunk:
 
     jobs: Sequence[OpenJob]
     keys_reset: int
+
+
+async def issued(connection: Connection, jobs: Sequence[Job]) -> set[int]:
+    """The ids of those jobs that stand for a correction of their security."""
+    rows = await connection.fetch(
+        _ISSUED,
+        [job.job_id for job in jobs],
+        [job.security_id for job in jobs],
+        [job.earliest_impacted_date for job in jobs],
+        [job.seq for job in jobs],
+    )
+    return {row["job_id"] for row in rows}
+
+
+async def refuse(connection: Connection, jobs: Sequence[Job]) -> None:
+    """Answer jobs that are not recorded as cancelled: a table that holds one of them in flight lets go of it."""
+    await connection.execute(_REFUSE, [job.job_id for job in jobs], [job.security_id for job in jobs])
 
 
 async def open_jobs(connection: Connection, jobs: Sequence[Job]) -> list[OpenJob]:

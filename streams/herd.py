@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from sinks import corrections, limiter, resets
+from sinks import limiter, resets
 from sinks.chunks import ChunkSize
 from sinks.database import Connection, Pool, is_transient
 from sinks.limiter import Reservation
@@ -25,7 +25,7 @@ from sinks.offsets import Batch, Fenced, Offsets, Overburdened, Place, Record, R
 from sinks.resets import JobMoved, OpenJob, SmallChunk
 from sinks.window import Lane, Plan, Window, Work
 from streams import internal, logs, metrics, topics
-from streams.internal import Drawn, Skipped
+from streams.internal import Skipped
 from streams.settings import Settings
 from streams.tracing import Traces
 
@@ -74,7 +74,6 @@ class Herd:
         self._most = app.settings.reset_chunk_rows
         self._steered = 0.0
         self._skipped = Skipped(app.settings.topic(topics.JOBS))
-        self._drawn = Drawn(lambda: self._patiently(corrections.last_seq))
         largest = app.settings.reset_chunk_rows
         target = app.settings.reset_chunk_target_ms / 1000
         self._size = ChunkSize(min(_FIRST_CHUNK, largest), largest, target, _SMALLEST_CHUNK)
@@ -148,22 +147,17 @@ class Herd:
         try:
             records = self._app.offsets.fresh(batch, self._window.read_to(lane))
             jobs, offsets = decode(records, self._skipped)
-            jobs = [job for job in jobs if await self._is_drawn(job)]
-            opened = await self._step(lane, lambda c: resets.open_jobs(c, jobs), len(jobs)) if jobs else []
+            opened, refused = await self._step(lane, lambda c: _admit(c, jobs), len(jobs)) if jobs else ([], [])
         except Fenced as outcome:
             self._fenced(lane, outcome)
             return
+        for each in refused:
+            self._skipped.count("number", f"{each.job_id} is no correction of {each.security_id} from then on")
         self._jobs.setdefault(lane, {}).update({job.job_id: job for job in opened if not job.ended})
         left = [_work(job, offsets[job.job_id]) for job in opened if not job.ended]
         self._window.take(lane, left, batch.next_offset)
         await self._pass(lane)
         self._app.outbox_written()
-
-    async def _is_drawn(self, job: Job) -> bool:
-        if await self._drawn.holds(max(job.job_id, job.seq)):
-            return True
-        self._skipped.count("number", f"job {job.job_id} up to {job.seq} has not been drawn")
-        return False
 
     async def _pass(self, lane: Lane) -> None:
         """Tombstones and finished jobs at the front of the lane: the offset alone."""
@@ -325,6 +319,16 @@ def decode(records: Sequence[Record], skipped: Skipped) -> tuple[list[Job], dict
             jobs[job.job_id] = job
             offsets[job.job_id] = record.offset
     return list(jobs.values()), offsets
+
+
+async def _admit(connection: Connection, jobs: Sequence[Job]) -> tuple[list[OpenJob], list[Job]]:
+    """The jobs that stand for corrections, opened; and the others, which are answered as cancelled."""
+    issued = await resets.issued(connection, jobs)
+    refused = [job for job in jobs if job.job_id not in issued]
+    if refused:
+        await resets.refuse(connection, refused)
+        jobs = [job for job in jobs if job.job_id in issued]
+    return await resets.open_jobs(connection, jobs) if jobs else [], refused
 
 
 def _work(job: OpenJob, offset: int) -> Work:

@@ -22,7 +22,7 @@ from tables.triggers import Entry, Status, Trigger
 logger = logging.getLogger(__name__)
 
 Kind = Literal["key", "malformed", "invalid", "too_large", "number"]
-"""Why a record is skipped. key: it is not that of the security; number: the ledger has not drawn it."""
+"""Why a record is skipped. key: it is not that of the security; number: the ledger does not know it."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _ASK_SECONDS = 5.0

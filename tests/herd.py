@@ -132,7 +132,8 @@ class HerdWorker:
         """The next batch of the partition."""
         start = self._ends[partition]
         records = [
-            JobRecord(start + n, None if job is None else msgspec.json.encode(job)) for n, job in enumerate(jobs)
+            JobRecord(start + n, job and msgspec.json.encode(job), job and job.security_id.encode())
+            for n, job in enumerate(jobs)
         ]
         self._ends[partition] += len(records)
         await self.herd.take(Batch(TOPIC, partition, self._claims[partition].epoch, start, records))

@@ -76,7 +76,7 @@ class Fuzz:
         while waiting:
             chosen, waiting = waiting[:500], waiting[500:]
             if self._random.random() < 0.3:
-                self._transaction(chosen[:50], self._random.random() < 0.5)
+                self._transaction(chosen[:50], commits=self._number % 2 == 1)
                 chosen = chosen[50:]
             self._produce(chosen)
         await self._raw()
@@ -88,6 +88,11 @@ class Fuzz:
                 self._produce([_last(topic)], partition)
         await until(self._at_the_end, "every role's offset at the end of each log")
         await until(self._nothing_left, "nothing left to do")
+
+    @property
+    def aborted(self) -> int:
+        """How many records transactions have taken back."""
+        return len(self._sent.aborted)
 
     def markers_last(self) -> None:
         """Transactions, committed and aborted, whose markers are the last of each log."""
@@ -294,7 +299,9 @@ class Fuzz:
                     for topic in _INTERNAL:
                         counted[topic] += int(value) * (f'topic="{self._settings.topic(topic)}"' in name)
         for topic in _INTERNAL:
-            assert least[topic] <= counted[topic] <= least[topic] + most[topic], (topic, least, most, counted)
+            assert least[topic] <= counted[topic], (topic, least, most, counted)
+            if topic != topics.JOBS:  # a trigger that nobody has issued makes a job, which is refused in its turn
+                assert counted[topic] <= least[topic] + most[topic], (topic, least, most, counted)
         return dict(counted)
 
 

@@ -8,8 +8,6 @@ import signal
 from pathlib import Path
 from random import Random
 
-import pytest
-
 from deploy.local.postgres import PostgresServer
 from streams import topics
 from tests.exported import exported
@@ -18,7 +16,7 @@ from tests.fuzz.run import Fuzz, garbage_rows
 from tests.topology import run_topology, until
 
 _SEED = int(os.environ.get("FUZZ_SEED", "1"))
-_RECORDS = 10_000
+_RECORDS = 5_000
 
 
 async def test_whatever_arrives_every_role_makes_progress(kafka: str, postgres: PostgresServer, folder: Path) -> None:
@@ -26,6 +24,7 @@ async def test_whatever_arrives_every_role_makes_progress(kafka: str, postgres: 
     async with run_topology(kafka, dsn, folder, repair_after_seconds=3) as topology:
         fuzz = Fuzz(topology, _SEED)
         await fuzz.send(_RECORDS)
+        assert fuzz.aborted
         await fuzz.finish()
         print(f"seed {_SEED}: {await fuzz.check()}")
 
@@ -58,7 +57,6 @@ async def test_whatever_arrives_every_role_makes_progress(kafka: str, postgres: 
         assert not result.differences, result.differences[:3]
 
 
-@pytest.mark.xfail(strict=True, reason="the stored offset does not move over the markers at the end of a log yet")
 async def test_offsets_move_over_the_markers_at_the_end_of_a_log(
     kafka: str, postgres: PostgresServer, folder: Path
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
 from sinks import limiter, operations, resets
@@ -316,3 +317,36 @@ async def test_the_adaptive_rate_gives_way_to_a_slow_live_transaction(pool: asyn
         assert state is not None
         assert (state.rows_per_second, state.in_force) == (8_000, 2_400)
     await live.close()
+
+
+async def test_a_job_that_stands_for_no_correction_is_refused(database: str, folder: Path) -> None:
+    """Nobody can take another's number by a job of his own, nor the right one with a later date."""
+    async with await connect_pool(database, size=2) as pool:
+        await load(pool, ["A", "B"], 3)
+        (a, b) = await issue(pool, ["A", "B"], DAY)
+        later = date(2025, 1, 9)
+        forged = [
+            replace(b, security_id="A"),
+            replace(b, earliest_impacted_date=later),
+            replace(a, seq=b.seq),
+        ]
+        async with herd_worker(database, folder) as worker:
+            for job in forged:
+                await worker.give(0, [job])
+            await worker.drained()
+            assert await pool.fetchval("select count(*) from reprocessing_jobs") == 0
+            answers = await pool.fetch(_ANSWERS)
+            assert [(row["security_id"], row["status"]) for row in answers] == [
+                (job.security_id, "CANCELLED") for job in forged
+            ]
+            await worker.give(0, [a, b])
+            await worker.drained()
+        assert await statuses(pool) == {"A": "COMPLETE", "B": "COMPLETE"}
+        assert await pool.fetchval("select count(*) from corrections where reset_at is null") == 0
+
+
+_ANSWERS = """
+select v->>'security_id' as security_id, v->>'status' as status
+from (select id, convert_from(value, 'UTF8')::jsonb as v from outbox_events
+      where topic = 'reprocessing-status') as e order by id
+"""

@@ -85,7 +85,7 @@ async def test_jobs_that_have_arrived_count_before_they_are_opened(monkeypatch: 
     """While a chunk takes long nothing opens them; batches wait outside, and a rebalance drops those that do."""
     monkeypatch.setattr(herd, "_WINDOW_JOBS", 10)
     monkeypatch.setattr(herd, "_LOOK_SECONDS", 0)
-    settings = SimpleNamespace(reset_chunk_rows=100, reset_chunk_target_ms=100)
+    settings = SimpleNamespace(reset_chunk_rows=100, reset_chunk_target_ms=100, topic=str)
     app: Any = SimpleNamespace(settings=settings, should_stop=False, rebalancing=False)
     jobs = Herd(app)
     await jobs.take(batch(0, *[1] * 6))
