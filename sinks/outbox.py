@@ -125,14 +125,13 @@ where o.id = reached.id
 _ABANDON = """
 with behind as materialized (
     select id, convert_from(value, 'UTF8')::json as event from outbox_events
-    where id > $1 and topic = $2 and message_key = $3 and replay is null
+    where id > $1::bigint and topic = $2 and message_key = $3 and replay is null
 ), own as materialized (
     select id, event ->> 'sequence' = '0' as is_marker from behind
     where event ->> 'portfolio_id' = $4 and event ->> 'security_id' = $5
 ), dropped as (
     delete from outbox_events
-    where id = $1 or id in (
-        select id from own where id < (select min(id) from own where is_marker))
+    where id = any ($1::bigint || array(select id from own where id < (select min(id) from own where is_marker)))
     returning 1
 )
 select count(*) from dropped

@@ -49,9 +49,12 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.ClickException as error:
-            error.message = visible(error.message)
+        except click.exceptions.NoArgsIsHelpError:
             raise
+        except click.ClickException as error:
+            told = click.ClickException(visible(error.format_message()))
+            told.exit_code = error.exit_code
+            raise told from None
         except (SettingsError, StackError, TopicError, database.DatabaseError, operations.Refused) as error:
             raise click.ClickException(visible(str(error))) from None
 

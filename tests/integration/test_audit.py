@@ -295,7 +295,7 @@ async def test_the_command(engine: Engine, database: str, tmp_path: Path) -> Non
     assert (await audit()).exit_code == 0
     for arguments, message in [
         (("--portfolio", "P9"), "no such position"),
-        (("--sample", "0"), "neither a positive number"),
+        (("--sample", "0"), "a whole number from 1 to"),
         (("--export", "found.xml"), "must end in .csv or .jsonl"),
         (("--key", "P1", "A", "--security", "A"), "exclude each other"),
         (("--export", str(tmp_path / "nowhere" / "found.csv")), "No such file"),

@@ -181,12 +181,15 @@ async def test_a_trigger_that_comes_again_does_not_undo_a_cancel(
             await until(pool, "select count(*) = 1 from reprocessing_jobs")
             await operations.cancel_job(connection, "ann", job.job_id)
             await operations.resume(connection, "ann", 1.0)
-        later = job.__class__(job.job_id + 1, "S", DAY, job.seq + 1, job.created_at)  # covers only what is held
+        (later,) = await issue(pool, ["S"], DAY)
+        await pool.execute(
+            "update corrections set held = true where seq = $1", later.seq
+        )  # it covers only what is held
         await worker.give(0, [later])
         await until(pool, "select next_offset = 2 from kafka_offsets")
     assert list((await statuses(pool)).values()) == ["COMPLETE"]  # of the later one: there was nothing to do
     assert await reset_keys(pool, "S") == 0
-    assert await pool.fetchval("select held from corrections")
+    assert await pool.fetchval("select bool_and(held) from corrections")
 
 
 async def test_a_failing_job_is_retried_then_fails_alone_with_its_reason(

@@ -139,7 +139,7 @@ async def test_an_operator_corrects_anew(herd: Topology) -> None:
     assert (audit.differences, audit.waiting) == ([], [])
     assert "unknown" in await refused(herd, "reprocess", "--security", "X", "2025-01-08")
     assert "there is no job" in await refused(herd, "jobs", "show", "999999")
-    assert "above zero" in await refused(herd, "throttle", "0")
+    assert "from 1 to 1,000,000,000" in await refused(herd, "throttle", "0")
 
 
 async def _released(web: aiohttp.ClientSession, url: str) -> None:

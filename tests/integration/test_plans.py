@@ -18,6 +18,7 @@ from sinks import (
     audit_reader,
     backlog,
     calendar,
+    claiming,
     corrections,
     history,
     holders,
@@ -270,8 +271,8 @@ async def test_progress_reads_what_its_corrections_wait_for(books: Explaining) -
     await reset(books, FEW)
     found = await progress.security_progress(books, FEW[0])
     assert [each.keys_to_value for each in found if each.phase == "VALUING"] == [HOLDERS, HOLDERS]
-    for sql in (monitor._KEY, monitor._HISTORY):
-        await books.fetch(sql, portfolio(1), FEW[0])
+    await books.fetch(monitor._KEY, portfolio(1), FEW[0])
+    await books.fetch(monitor._HISTORY, portfolio(1), FEW[0], None, 100)
     books.check(
         rows(2 * HOLDERS, ledger=100), progress._PROGRESS, progress._OF_SECURITY, monitor._KEY, monitor._HISTORY
     )
@@ -375,7 +376,7 @@ async def test_an_offset_is_claimed_and_moved_by_its_key(books: Explaining) -> N
     batch = offsets.Batch("topic1", 3, claims["topic1", 3].epoch, 1000, [])
     await worker.step(batch, 1001, nothing)
     await books.fetch(offsets._READ_BACK, "group1", "topic1", 3)
-    books.check(rows(1), offsets._CLAIM, offsets._SWAP, offsets._READ_BACK)
+    books.check(rows(1), claiming.CLAIM, offsets._SWAP, offsets._READ_BACK)
 
 
 async def test_the_outbox_is_read_from_its_head(books: Explaining) -> None:

@@ -38,5 +38,5 @@ def test_a_worker_imports_no_other_command() -> None:
     code = f"import sys; from tidemark.main import main; {asked}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {name for name in done.stdout.split() if name.startswith("tidemark.")} == {
-        "tidemark.main", "tidemark.commands", "tidemark.commands.worker",
+        "tidemark.main", "tidemark.commands", "tidemark.commands.output", "tidemark.commands.worker",
     }  # fmt: skip

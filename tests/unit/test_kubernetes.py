@@ -118,7 +118,8 @@ def test_every_role_runs_with_settings_that_exist(overlay: str) -> None:
     for name in (*found, "tidemark-migrate"):
         settings = settings_of(overlay, name)
         assert {variable for variable in settings if variable != "POD_NAME"} <= known
-        plain = {v.removeprefix("TIDEMARK_").lower(): value for v, value in settings.items() if v in known}
+        expanded = {v: value.replace("$(POD_NAME)", "pod-0") for v, value in settings.items() if v in known}
+        plain = {v.removeprefix("TIDEMARK_").lower(): value for v, value in expanded.items()}
         plain |= {"database_url": "postgresql://h/d", "group_instance_id": "a"}
         Settings(_env_file=None, **plain).check_web()
 
