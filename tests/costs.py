@@ -56,5 +56,5 @@ def stored_lots(entries: Sequence[Entry], units: Decimal) -> list[Lot]:
         if units <= 0:
             break
         read.append(lot)
-        units -= abs(lot.quantity)
+        units = costing._WIDE.subtract(units, lot.quantity.copy_abs())  # abs() would round to 28 digits
     return read

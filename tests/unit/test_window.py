@@ -302,9 +302,9 @@ def test_the_adaptive_rate_backs_off_at_once_and_recovers_slowly(ceiling: float,
     rate = ceiling
     for congested in congestion:
         after = adapted(rate, ceiling, congested=congested)
-        assert ceiling / 100 * 0.999999 <= after <= ceiling * 1.000001
+        assert max(ceiling / 100, 1) * 0.999999 <= after <= ceiling * 1.000001
         if congested:
-            assert after == pytest.approx(max(rate / 2, ceiling / 100))
+            assert after == pytest.approx(max(rate / 2, ceiling / 100, 1))
         else:
             assert after <= rate + ceiling / 20 + 1e-6
         rate = after
