@@ -18,3 +18,8 @@ def look_less_often() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_ALLOCATIONS)
+
+
+def look_now() -> None:
+    """To be called when something large that hangs on cycles has just been let go of."""
+    gc.collect()

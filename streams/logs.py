@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp.http import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 from mode.utils.logging import DEFAULT_FORMATTERS, ExtensionFormatter
 
 from streams.visible import lines, visible_json
@@ -66,7 +67,7 @@ class TextFormatter(ExtensionFormatter):  # type: ignore[misc]
 
 def is_no_bad_request(record: logging.LogRecord) -> bool:
     """A filter for aiohttp, which logs with a trace that a client sent what is no HTTP; the client is told already."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | RequestPayloadError))
 
 
 def text_configuration() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -12,13 +13,17 @@ from typing import Any, Generic, TypeVar
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from streams import garbage
 from streams.kafka_clients import client_settings
 from streams.settings import Settings
 from streams.web.problems import unavailable
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _SECONDS = 10.0
+_STOP_SECONDS = 5.0
 _FETCH_BYTES = 4 * 2**20  # the broker gives one record more where it alone is larger
 _AT_ONCE = 2  # readers in one worker; others wait for their turn
 _CHUNK_BYTES = 16 * 2**20
@@ -133,16 +138,20 @@ class Reader:
 
         Raises TimeoutError.
         """
-        self._consumer.assign([place])
         self._consumer.seek(place, start)
-        while await self._consumer.position(place) < end:
-            if time.monotonic() > self._deadline:
-                raise TimeoutError
-            batches: Mapping[TopicPartition, list[Any]] = await self._consumer.getmany(timeout_ms=100, max_records=16)
-            for record in batches.get(place, ()):
-                if record.offset >= end:
-                    return
-                yield record
+        self._consumer.resume(place)
+        try:
+            while await self._consumer.position(place) < end:
+                if time.monotonic() > self._deadline:
+                    raise TimeoutError
+                batches: Mapping[TopicPartition, list[Any]]
+                batches = await self._consumer.getmany(place, timeout_ms=100, max_records=16)
+                for record in batches.get(place, ()):
+                    if record.offset >= end:
+                        return
+                    yield record
+        finally:
+            self._consumer.pause(place)
 
 
 class Topic:
@@ -171,20 +180,28 @@ class Topic:
     async def _consumer(self) -> AsyncIterator[Reader]:
         deadline = time.monotonic() + _SECONDS
         consumer = AIOKafkaConsumer(
-            self._name,
             **client_settings(self._settings),
             enable_auto_commit=False,
             isolation_level="read_committed",
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=_FETCH_BYTES,
+            fetch_max_bytes=_FETCH_BYTES,
         )
         try:
             async with asyncio.timeout(_SECONDS):
                 await consumer.start()
+                await consumer._client.set_topics((self._name,))
             partitions = sorted(consumer.partitions_for_topic(self._name) or ())
-            consumer.unsubscribe()
+            # Assigned once and for all: stop() hangs when it follows soon on a change of what is assigned.
+            consumer.assign(places := [TopicPartition(self._name, partition) for partition in partitions])
+            consumer.pause(*places)
             yield Reader(consumer, self._name, partitions, deadline)
         except (KafkaError, TimeoutError) as error:
             raise unavailable(f"the broker does not answer: {type(error).__name__}") from error
         finally:
-            await consumer.stop()
+            try:
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await consumer.stop()
+            except TimeoutError:
+                logger.warning("the client that read %s did not stop in time", self._name)
+            garbage.look_now()  # a client is full of cycles, on which what it has fetched hangs
