@@ -143,6 +143,11 @@ def log(running: Topology) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
+def complaints(lines: list[dict[str, Any]]) -> str:
+    """The ends of those that are errors, or have a trace."""
+    return "\n".join(str(line)[-700:] for line in lines if line["level"] in ("ERROR", "CRITICAL") or "error" in line)
+
+
 def refused(answer: Answer, what: object) -> None:
     assert 300 <= answer.status < 500, (what, answer.status, answer.body[:300])
 
