@@ -21,6 +21,7 @@ grant tidemark_worker to tidemark_intake, tidemark_triggers, tidemark_resets, ti
 
 grant usage on schema tidemark to tidemark_reader;
 grant select on all tables in schema tidemark to tidemark_reader;
+grant select on all sequences in schema tidemark to tidemark_reader;
 grant usage on all sequences in schema tidemark to tidemark_worker, tidemark_operator;
 
 -- Every worker: says that it is there; counts the backlog when it is due.

@@ -69,6 +69,10 @@ class Address(str):
         self.answer_seconds = answer_seconds
         return self
 
+    def __getnewargs__(self) -> tuple[str, float]:  # type: ignore[override]
+        """Another process gets the patience with the address."""
+        return str(self), self.answer_seconds
+
 
 class Patience:
     """When this process last had to wait for the database for reasons of the database's own."""

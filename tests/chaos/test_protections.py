@@ -21,7 +21,7 @@ from sinks.database import connect, connect_pool
 from streams.settings import Settings
 from tests.chaos.sabotage import GATE
 from tests.chaos.witness import Witness
-from tests.topology import Topology, settings_for, until
+from tests.topology import Topology, draw, settings_for, until
 
 _RECORDS = 20
 _BACKLOG = 300  # triggers
@@ -171,6 +171,7 @@ async def test_records_delivered_while_the_position_moves(
             await stack.stop()
 
     try:
+        await draw(database)
         await run_until(b"FIRST")  # so that the changelog has something
         shutil.rmtree(settings.data_dir / "worker-triggers")
         await send_triggers(settings, [f"S{n}" for n in range(_BACKLOG)])

@@ -48,6 +48,9 @@ async def send(settings: Settings, prices: Sequence[str], partition: int = 0) ->
     await producer.stop()
 
 
+_ISSUE = """
+insert into corrections (seq, security_id, earliest_date, reason) values ($1, $2, '2025-01-02', 'price')
+"""
 _STORED = "select next_offset from kafka_offsets where topic like '%prices' and partition = $1"
 
 
@@ -156,6 +159,7 @@ async def test_a_job_that_no_worker_survives_is_passed_over(kafka: str, database
         producer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers)
         await producer.start()
         for job_id, security in enumerate(["A", "POISON", "B"], 1):
+            await connection.execute(_ISSUE, job_id, security)
             job = {
                 "job_id": job_id, "security_id": security, "earliest_impacted_date": "2025-01-02", "seq": job_id,
                 "created_at": "2025-01-02T00:00:00Z",
