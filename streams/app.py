@@ -16,8 +16,9 @@ from faust.types import TP
 from yarl import URL
 
 from sinks import outbox
+from sinks.batches import Place
 from sinks.database import Pool, connect_pool, is_transient
-from sinks.offsets import Offsets, Place
+from sinks.offsets import Offsets
 from sinks.session import PATIENCE
 from streams import codecs, logs, tracing
 from streams.kafka_clients import password, ssl_context, token_provider

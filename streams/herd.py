@@ -17,11 +17,12 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from sinks import limiter, resets
+from sinks.batches import Batch, Place, Record
 from sinks.chunks import ChunkSize
 from sinks.database import Connection, Pool, is_transient
 from sinks.limiter import Reservation
 from sinks.model import Job
-from sinks.offsets import Batch, Fenced, Offsets, Overburdened, Place, Record, Released, Stopping
+from sinks.offsets import Fenced, Offsets, Overburdened, Released, Stopping
 from sinks.resets import JobMoved, OpenJob, SmallChunk
 from sinks.window import Lane, Plan, Window, Work
 from streams import internal, logs, metrics, topics

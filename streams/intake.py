@@ -6,9 +6,9 @@ from collections.abc import AsyncIterable, Sequence
 from datetime import date
 
 from sinks import calendar, positions, prices
+from sinks.batches import Batch
 from sinks.database import Connection
 from sinks.model import Price, Transaction
-from sinks.offsets import Batch
 from streams import health, observer, records
 from streams.app import App
 from streams.settings import load

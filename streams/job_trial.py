@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sinks import resets
+from sinks.batches import Batch
 from sinks.database import Connection
-from sinks.offsets import Batch
 from streams import topics
 from streams.herd import Herd, Host, decode
 from streams.internal import Skipped

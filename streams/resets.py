@@ -7,8 +7,8 @@ import logging
 from collections.abc import AsyncIterable
 
 from sinks import limiter
+from sinks.batches import Batch
 from sinks.database import is_transient
-from sinks.offsets import Batch
 from streams import health, metrics, observer, topics
 from streams.app import App
 from streams.herd import Herd

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from sinks import outbox
+from sinks.batches import Batch, Record
 from sinks.chunks import ChunkSize
 from sinks.database import Connection
 from sinks.model import DeadLetter
-from sinks.offsets import Batch, Fenced, Overburdened, Record, Released, Stopping
+from sinks.offsets import Fenced, Overburdened, Released, Stopping
 from streams import logs, metrics
 from streams.app import App
 from streams.records import Rejected

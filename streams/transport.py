@@ -41,13 +41,14 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from sinks.offsets import Batch, Claim, OffsetOutsideLog, Offsets, bytes_of
+from sinks.batches import Batch
+from sinks.offsets import Claim, OffsetOutsideLog, Offsets
+from streams.client_thread import FETCH_SECONDS, ClientThread, Fetched, fetched_bytes
 from streams.membership import Lease
 
 logger = logging.getLogger(__name__)
 
 _EMPTY_FETCH_SECONDS = 0.02  # how soon to look again while some partition is held back
-_FETCH_SECONDS = 0.2  # a claim waits for the fetch before it, and so do its own requests on the same connection
 _CLAIM_SECONDS = 80.0  # longer than a session may stand still in a transaction
 
 _inside_fetcher: ContextVar[bool] = ContextVar("_inside_fetcher", default=False)
@@ -76,58 +77,6 @@ class BatchSchema(faust.Schema):  # type: ignore[misc]
         return message.value
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """One fetch. begun, ended: where the client stood on each partition before and after; None: nowhere."""
-
-    begun: Mapping[TP, int | None]
-    records: Mapping[TP, list[Any]]
-    ended: Mapping[TP, int | None]
-
-
-class _ClientThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    def _create_worker_consumer(self, transport: Any) -> Any:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = "read_committed"  # Faust offers it only together with its own transactions
-        consumer._fetch_max_wait_ms = int(_FETCH_SECONDS * 1000)  # Faust: 1500
-        self.app.lease.follow(consumer)
-        return consumer
-
-    async def fetch(self, most: Mapping[TP, int], timeout: float, room: Mapping[str, int]) -> Fetched:
-        """At most so many records of each partition, in that order; waits only when no partition has any.
-
-        room: bytes for each topic; where they are used up its other partitions wait for their turn. To be called in
-        this thread: nobody else moves the client meanwhile. Each partition is asked for its share: the client would
-        give all that is asked for from the first partition that has enough of it.
-        """
-        consumer, partitions = self._ensure_consumer(), set(most)
-        begun = self._positions(consumer, partitions)
-        records: dict[TP, list[Any]] = {}
-        left = dict(room)
-        for tp, limit in most.items():
-            if left[tp.topic] > 0:
-                found = await self._fetch_records(consumer, {tp}, timeout=0, max_records=limit)
-                left[tp.topic] -= sum(map(_bytes_of, found.get(tp, ())))
-                records |= found
-        if not records:
-            limit = min(most.values())
-            records |= await self._fetch_records(consumer, partitions, timeout=timeout, max_records=limit)
-        return Fetched(begun, records, self._positions(consumer, partitions))
-
-    @staticmethod
-    def _positions(consumer: Any, partitions: set[TP]) -> dict[TP, int | None]:
-        subscription = consumer._subscription.subscription
-        assignment = subscription.assignment if subscription else None
-        if assignment is None:
-            return dict.fromkeys(partitions)
-        states = {tp: assignment.state_value(tp) for tp in partitions if tp in assignment.tps}
-        return {tp: state.position if state.has_valid_position else None for tp, state in states.items()}
-
-
-def _bytes_of(record: Any) -> int:
-    return bytes_of(record) + sum(len(name) + len(value or b"") for name, value in record.headers)
-
-
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     """Faust's consumer, with batches for `app.batch_topics` and their offsets claimed from `app.offsets`."""
 
@@ -147,7 +96,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> Any:
-        return _ClientThread(self, loop=self.loop, beacon=self.beacon)
+        return ClientThread(self, loop=self.loop, beacon=self.beacon)
 
     # -- claiming ------------------------------------------------------------------------------------------------
 
@@ -239,7 +188,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> dict[TP, list[Any]]:
         active = set(active_partitions or ())  # a snapshot: Faust changes the live set during the await
         async with self._fetching:
-            found = await self._fetch_all(active, min(timeout, _FETCH_SECONDS)) if self.flow_active else {}
+            found = await self._fetch_all(active, min(timeout, FETCH_SECONDS)) if self.flow_active else {}
         self.undelivered = sum(map(len, found.values()))
         return found
 
@@ -321,7 +270,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         end = max(self._left[tp], records[-1].offset + 1 if records else 0)
         batch = Batch(tp.topic, tp.partition, self._claims[tp].epoch, self._position[tp], records, end)
         self._position[tp] = batch.next_offset
-        self._sent[tp].append((batch.next_offset - 1, sum(map(_bytes_of, records))))
+        self._sent[tp].append((batch.next_offset - 1, sum(map(fetched_bytes, records))))
         self._turns[tp] = 1 + max(self._turns[tp], min(self._turns[other] for other in self._claims))
         return batch
 
@@ -402,7 +351,7 @@ class BatchApp(faust.App):  # type: ignore[misc]
         return _BatchTransport(self.conf.broker_consumer, self)
 
     def batch_topic(self, name: str, limits: BatchLimits) -> Any:
-        """A topic that reaches its agent as `sinks.offsets.Batch` values."""
+        """A topic that reaches its agent as `sinks.batches.Batch` values."""
         self.batch_topics[name] = limits
         return self.topic(name, schema=BatchSchema())
 

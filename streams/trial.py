@@ -27,8 +27,9 @@ from typing import Any, Protocol, TypeVar
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from sinks import suspects
+from sinks.batches import Batch, Record
 from sinks.database import Connection
-from sinks.offsets import Batch, Claim, Fenced, Offsets, Partition, Record, Stopping
+from sinks.offsets import Claim, Fenced, Offsets, Partition, Stopping
 from sinks.suspects import Suspect
 from streams import logs, metrics
 from streams.kafka_clients import client_settings

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from faust.types import TP
 
 from sinks import suspects
+from sinks.batches import Batch
 from sinks.database import is_transient
-from sinks.offsets import Batch, Claim, Stopping
+from sinks.offsets import Claim, Stopping
 from streams import metrics
 from streams.trial import FENCED, Subject
 

@@ -14,9 +14,10 @@ import asyncpg
 import msgspec
 
 from sinks import corrections, resets
+from sinks.batches import Batch, Place
 from sinks.database import Pool, connect_pool
 from sinks.model import Job
-from sinks.offsets import Batch, Claim, Offsets, Place
+from sinks.offsets import Claim, Offsets
 from streams.herd import Herd
 from streams.settings import Settings, load_named
 from streams.tracing import Traces

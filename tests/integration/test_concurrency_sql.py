@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from sinks import calendar, positions, prices, resets, retention
+from sinks.batches import Batch, Record
 from sinks.database import Connection, Pool, connect_pool, is_transient
-from sinks.offsets import Batch, Claim, Offsets, Record
+from sinks.offsets import Claim, Offsets
 from sinks.valuation import Valuation
 from streams import records
 from tests import scenarios

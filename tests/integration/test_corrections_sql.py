@@ -16,9 +16,10 @@ import pytest
 
 from sinks import database as database_module
 from sinks import outbox, positions
+from sinks.batches import Batch
 from sinks.database import Pool, connect_pool, migrate
 from sinks.model import CostBasisMethod, Transaction
-from sinks.offsets import Batch, Offsets
+from sinks.offsets import Offsets
 from streams.records import decode_transaction
 from tests import scenarios
 from tidemark.audit import audit_books

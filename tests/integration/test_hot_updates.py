@@ -7,8 +7,9 @@ from datetime import date
 
 import pytest
 
+from sinks.batches import Batch
 from sinks.database import Pool, connect_pool
-from sinks.offsets import Batch, Offsets
+from sinks.offsets import Offsets
 from sinks.valuation import Valuation
 from tests import herd
 from tests.herd import issue, load

@@ -9,19 +9,9 @@ from dataclasses import dataclass, replace
 import asyncpg
 import pytest
 
+from sinks.batches import Batch, Record
 from sinks.database import Connection, Pool, connect_pool
-from sinks.offsets import (
-    Batch,
-    BrokenChain,
-    Claim,
-    Fenced,
-    OffsetOutsideLog,
-    Offsets,
-    Overburdened,
-    Record,
-    Released,
-    Stopping,
-)
+from sinks.offsets import BrokenChain, Claim, Fenced, OffsetOutsideLog, Offsets, Overburdened, Released, Stopping
 from tests.topology import until
 
 TP = ("prices", 0)

@@ -36,6 +36,7 @@ from sinks import (
     transactions,
     valuation,
 )
+from sinks.batches import Batch
 from sinks.corrections import Debounce
 from sinks.database import connect
 from sinks.model import Job, Price, Transaction
@@ -373,7 +374,7 @@ async def test_an_offset_is_claimed_and_moved_by_its_key(books: Explaining) -> N
 
     worker = offsets.Offsets(pool, "group1", lambda: False)  # type: ignore[arg-type]
     claims = await worker.claim({("topic1", number): 0 for number in range(10)})
-    batch = offsets.Batch("topic1", 3, claims["topic1", 3].epoch, 1000, [])
+    batch = Batch("topic1", 3, claims["topic1", 3].epoch, 1000, [])
     await worker.step(batch, 1001, nothing)
     await books.fetch(offsets._READ_BACK, "group1", "topic1", 3)
     books.check(rows(1), claiming.CLAIM, offsets._SWAP, offsets._READ_BACK)

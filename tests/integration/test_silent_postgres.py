@@ -17,8 +17,9 @@ import pytest
 from asyncpg.protocol import Protocol
 
 from sinks import session
+from sinks.batches import Batch, Record
 from sinks.database import Connection, Pool, connect, connect_pool, leadership
-from sinks.offsets import Batch, Offsets, Record
+from sinks.offsets import Offsets
 from sinks.session import Address
 from sinks.valuation import Valuation
 from streams.relay import Relay

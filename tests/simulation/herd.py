@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sinks.batches import Batch
 from sinks.model import Job
-from sinks.offsets import Batch, Fenced, Offsets
+from sinks.offsets import Fenced, Offsets
 from sinks.window import Lane, Plan, Window, Work
 from tests.simulation.books import TERMINAL, JobRow
 from tests.simulation.kafka import Record

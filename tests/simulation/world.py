@@ -14,8 +14,9 @@ from typing import Any
 
 import asyncpg
 
+from sinks.batches import Batch
 from sinks.model import Job, Price, Transaction
-from sinks.offsets import Batch, Fenced
+from sinks.offsets import Fenced
 from tables import triggers
 from tests.simulation.books import Books, Event, Guards, Processed, Status
 from tests.simulation.herd import resets

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from sinks.offsets import Batch, bytes_of
+from sinks.batches import Batch, bytes_of
 from streams import herd
+from streams.client_thread import ClientThread
 from streams.herd import Herd
-from streams.transport import BatchConsumer, BatchLimits, _ClientThread
+from streams.transport import BatchConsumer, BatchLimits
 
 MIB = 2**20
 
@@ -54,7 +55,7 @@ async def _fetched(room: dict[str, int], sizes: dict[TP, list[int]], headers: An
     thread: Any = SimpleNamespace(
         _ensure_consumer=lambda: None, _positions=lambda consumer, partitions: {}, _fetch_records=give
     )
-    found = await _ClientThread.fetch(thread, dict.fromkeys(sizes, 5_000), 0.1, room)
+    found = await ClientThread.fetch(thread, dict.fromkeys(sizes, 5_000), 0.1, room)
     return {tp: len(records) for tp, records in found.records.items()}
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sinks.offsets import Batch, Fenced, Overburdened
+from sinks.batches import Batch
+from sinks.offsets import Fenced, Overburdened
 from streams import sink_agent
 from streams.pulse import Pulse
 from streams.sink_agent import Sink

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable
 import faust
 import uvloop
 
-from sinks.offsets import Batch
+from sinks.batches import Batch
 from streams import garbage
 from streams.app import App
 from streams.settings import load_named
