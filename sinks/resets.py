@@ -72,6 +72,11 @@ where job_id = any($1::bigint[]) and status || '' in ('PENDING', 'PROCESSING')
   and (select 1 from corrections c where {_COVERED} and not c.held limit 1) is null
 """
 
+# Before the securities' rows: an operator's action on a job takes the two in this order.
+_HOLD = """
+select from reprocessing_jobs where job_id = any($1::bigint[]) order by job_id for no key update
+"""
+
 _READ = f"select {_COLUMNS} from reprocessing_jobs where job_id = any($1::bigint[]) order by job_id"
 
 # "+ 0" here too: else the first one of all may be looked for by walking the ledger in order of seq.
@@ -291,6 +296,7 @@ async def open_jobs(connection: Connection, jobs: Sequence[Job]) -> list[OpenJob
         [job.seq for job in jobs],
         [job.created_at for job in jobs],
     )
+    await connection.execute(_HOLD, ids)
     await connection.execute(_COUNT, ids)
     await corrections.lock_securities(connection, [job.security_id for job in jobs])
     await connection.execute(_ADOPT, ids)
@@ -335,6 +341,7 @@ async def reset_small(connection: Connection, jobs: Sequence[OpenJob]) -> SmallC
 
 async def fail(connection: Connection, job: OpenJob, reason: str) -> OpenJob:
     """Give the job up: terminal, its corrections are held and visibly stale."""
+    await connection.execute(_HOLD, [job.job_id])
     await corrections.hold_securities(connection, [job.security_id])
     await end_jobs(connection, [job.job_id], "FAILED", reason)
     (after,) = await read(connection, [job.job_id])
