@@ -27,6 +27,9 @@ _DECODERS: dict[str, Callable[[bytes], object]] = {
 }
 INPUT_TOPICS = tuple(_DECODERS)
 
+DATES_KEY = b"business-dates"
+"""The key of every business date: one partition keeps them in the order in which they were sent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -46,11 +49,11 @@ def read_lines(topic: str, text: bytes, *, is_csv: bool) -> Iterator[Line]:
             problem = None
         except Rejected as error:
             problem = f"{error.reason}: {error.detail}"
-        yield Line(number, None if problem else _key(value), value, problem)
+        yield Line(number, None if problem else _key(topic, value), value, problem)
 
 
 async def send(settings: Settings, topic: str, lines: Iterable[Line], on_sent: Callable[[int], None]) -> int:
-    """Send the lines in order, keyed by security; returns how many the broker has acknowledged.
+    """Send the lines in order, keyed by security, dates alike; returns how many the broker has acknowledged.
 
     Raises TopicError when the broker cannot be reached or refuses a record.
     """
@@ -82,7 +85,9 @@ async def _acknowledged(waiting: list[Any], on_sent: Callable[[int], None]) -> i
     return count
 
 
-def _key(value: bytes) -> bytes | None:
+def _key(topic: str, value: bytes) -> bytes | None:
+    if topic == topics.BUSINESS_DATES:
+        return DATES_KEY
     security_id = json.loads(value).get("security_id")
     return security_id.encode() if security_id else None
 

@@ -61,7 +61,9 @@ class Settings(BaseSettings):
     internal_partitions: Annotated[int, Field(ge=1, le=1024)] = Field(
         4, description="partitions of every internal topic; fixed at first start"
     )
-    input_partitions: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="partitions of created input topics")
+    input_partitions: Annotated[int, Field(ge=1, le=1024)] = Field(
+        4, description="partitions of prices and transactions when they are created"
+    )
     replication_factor: Annotated[int, Field(ge=1, le=15)] = Field(1, description="of created topics")
     cost_basis_method: Literal["FIFO", "AVCO"] = Field("FIFO", description="one method per installation")
     reset_rows_per_second: Annotated[float, _within(RESET_RATE)] = Field(

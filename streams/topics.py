@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -25,6 +26,8 @@ VALUATIONS = "position-valuations"
 DEAD_LETTERS = "dead-letters"
 TABLE = "triggers"
 
+logger = logging.getLogger(__name__)
+
 CLEANUP, COMPACT = "cleanup.policy", "compact"
 
 _DAY = 24 * 3600 * 1000
@@ -38,12 +41,16 @@ class TopicError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic as it is created. fixed_partitions: another partition count would break the trigger table."""
+    """A topic as it is created.
+
+    fixed_partitions: another partition count would break the trigger table. in_order: its records belong in one order.
+    """
 
     name: str
     partitions: int
     config: dict[str, str] = field(default_factory=dict)
     fixed_partitions: bool = False
+    in_order: bool = False
 
     @property
     def compacted(self) -> bool:
@@ -64,15 +71,16 @@ def all_topics(settings: Settings) -> list[Topic]:
         "delete.retention.ms": str(7 * _DAY),
         "min.insync.replicas": "2" if settings.replication_factor > 2 else "1",
     }
-    inputs = [Topic(name, settings.input_partitions, keep) for name in (BUSINESS_DATES, PRICES, TRANSACTIONS)]
+    inputs = [
+        Topic(BUSINESS_DATES, 1, keep, in_order=True),
+        *(Topic(name, settings.input_partitions, keep) for name in (PRICES, TRANSACTIONS)),
+    ]
     internal = [
         Topic(settings_name, settings.internal_partitions, config, fixed_partitions=True)
         for settings_name, config in ((TRIGGERS, keep), (STATUS, keep), (JOBS, compact))
     ]
     outputs = [Topic(name, settings.internal_partitions, keep) for name in (PROCESSED, VALUATIONS, DEAD_LETTERS)]
-    named = [
-        Topic(settings.topic(t.name), t.partitions, t.config, t.fixed_partitions) for t in inputs + internal + outputs
-    ]
+    named = [replace(topic, name=settings.topic(topic.name)) for topic in inputs + internal + outputs]
     return [*named, Topic(changelog(settings), settings.internal_partitions, compact, fixed_partitions=True)]
 
 
@@ -138,9 +146,19 @@ def policies(answer: Any) -> dict[str, str]:
 
 
 def check(settings: Settings, partitions: Mapping[str, int], policies: Mapping[str, str]) -> None:
-    """Compare topics that are there, by name, with how they must be. Raises TopicError, one line for the first."""
+    """Compare topics that are there, by name, with how they must be. Raises TopicError, one line for the first.
+
+    What works, but not as well as it could, is logged.
+    """
     for topic in all_topics(settings):
         found = partitions.get(topic.name, topic.partitions)
+        if topic.in_order and found > 1:
+            logger.warning(
+                "topic %s has %d partitions, so its records may be read in another order than they were sent, and a "
+                "date read late corrects every security: send them all with one key, as `tidemark produce` does",
+                topic.name,
+                found,
+            )
         if topic.fixed_partitions and found != topic.partitions:
             raise TopicError(
                 f"topic {topic.name} has {found} partitions, but TIDEMARK_INTERNAL_PARTITIONS is {topic.partitions}: "

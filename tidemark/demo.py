@@ -19,6 +19,7 @@ from rich.text import Text
 from sinks.database import Connection, connect
 from sinks.demo_reader import Progress, read_job, read_key, read_progress
 from streams.kafka_clients import client_settings
+from streams.produce import DATES_KEY
 from streams.settings import Settings
 from tidemark.audit import audit_books
 from tidemark.oracle import Method, fold_inputs
@@ -212,7 +213,7 @@ class _Stage:
     async def _send(self, events: Sequence[Event]) -> None:
         acks = []
         for topic, record in events:
-            key = (record.get("security_id") or "date").encode()
+            key = record["security_id"].encode() if "security_id" in record else DATES_KEY
             value = json.dumps(record).encode()
             acks.append(await self.producer.send(self.settings.topic(topic), value, key=key))
         await asyncio.gather(*acks)
