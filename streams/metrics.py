@@ -90,6 +90,7 @@ class Cluster:
         "corrections_held": "Corrections whose job failed or was cancelled: stale until requeued",
         "correction_oldest_open_seconds": "Age of the oldest correction that is neither right nor held",
         "reprocessing_active_keys_total": "Keys in status REPROCESSING",
+        "reprocessing_reset_limit": "Keys per second that all resets together may take; 0: they are paused",
         "dirty_keys": "Keys whose watermark is before the latest closed business date",
         "dirty_snapshots": "Snapshots to be valued again, at most: closed dates after the watermarks of dirty keys",
         "scheduler_gap_days": "Days from the oldest watermark to the latest closed business date",

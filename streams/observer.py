@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from uuid import UUID, uuid4
 
-from sinks import audit_progress, backlog, outbox, roster
+from sinks import audit_progress, backlog, operations, outbox, roster
 from sinks.database import Connection, is_transient, leadership
 from streams import metrics
 from streams.app import App
@@ -150,9 +150,11 @@ async def _watch_backlog(app: App) -> None:
         async with pool.acquire() as connection:
             gauges = asdict((await backlog.read(connection))[1])
             waiting = await outbox.backlog(connection)
+            limit = await operations.limit_state(connection)
             audit_age = await audit_progress.full_pass_age(connection)
         metrics.CLUSTER.gauges = {
             **{name: gauges[field] for field, name in _NAMES.items()},
+            "reprocessing_reset_limit": limit.in_force if limit else app.settings.reset_rows_per_second,
             "outbox_events_pending": waiting.pending,
             "outbox_events_held": waiting.held,
             "outbox_oldest_age_seconds": waiting.oldest_seconds,
