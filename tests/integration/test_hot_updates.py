@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import date
 
@@ -17,13 +18,29 @@ from tests.herd import issue, load
 SECURITIES, HOLDERS = [f"S{number}" for number in range(50)], 100
 KEYS = len(SECURITIES) * HOLDERS
 
+_AUTOVACUUM = """
+select current_setting('autovacuum') = 'on' or exists (
+    select from pg_stat_activity where backend_type = 'autovacuum worker' and datname = current_database())
+"""
+
 
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[Pool]:
-    """Of one session, which alone counts what is updated; without autovacuum, which would come when it likes."""
+    """Of one session, which alone counts what is updated; without autovacuum, which would come when it likes.
+
+    Of any table it could hold a snapshot just when a test's VACUUM must remove all that is dead.
+    """
     async with await connect_pool(database, size=1) as opened:
-        await opened.execute("alter table position_state set (autovacuum_enabled = off)")
-        yield opened
+        await opened.execute("alter system set autovacuum = off")
+        await opened.execute("select pg_reload_conf()")
+        try:
+            async with asyncio.timeout(60):
+                while await opened.fetchval(_AUTOVACUUM):  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+            yield opened
+        finally:
+            await opened.execute("alter system reset autovacuum")
+            await opened.execute("select pg_reload_conf()")
 
 
 async def updates(pool: Pool, table: str) -> tuple[int, int]:
