@@ -7,7 +7,7 @@ PEERS  := .venv-bench/.installed
 OLDEST ?= /usr/lib/postgresql/15/bin
 IN_PROCESSES := --numprocesses $(or $(PROCESSES),2) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test unit oldest-postgres chaos fuzz peers bench bench-quick simulate mutants soak memory docs sbom licences vulnerabilities packages lint types layers lock clean
+.PHONY: setup demo test unit oldest-postgres chaos fuzz peers bench bench-quick simulate cures mutants soak memory docs sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -63,6 +63,9 @@ bench-quick: setup peers  ## a rough look: smaller loads, one round
 
 simulate: setup  ## SECONDS=60: explore interleavings on models of Kafka and Postgres; TRAPS=1: take the guards out
 	$(BIN)/python -m tests.simulation --seconds $(or $(SECONDS),60) $(if $(TRAPS),--traps)
+
+cures: setup  ## take one protection after another out of a copy of the code: does its test fail? ONLY=word: some
+	$(BIN)/python -m tests.cures $(if $(ONLY),--only "$(ONLY)")
 
 mutants: setup  ## change the pure parts in every small way: do the unit tests notice? at least 85 % must be
 	$(BIN)/python -m tests.mutants
