@@ -47,7 +47,7 @@ from daily_position_snapshots where {}
 order by security_id, portfolio_id, valuation_date
 """
 _STATES = """
-select portfolio_id, security_id, epoch, watermark_date, status, valued_through
+select portfolio_id, security_id, epoch, watermark_date, status, valued_through, closed_on
 from position_state left join securities using (security_id) where {}
 """
 # Visibly dirty: after the watermark, and from the first date on that a correction still has to reach.

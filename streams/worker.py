@@ -10,14 +10,32 @@ from typing import NoReturn
 
 import faust
 
-from sinks import database
+from sinks import database, method
 from streams import event_loop, garbage, preflight, tracing
-from streams.settings import Settings
+from streams.settings import Settings, SettingsError
 
 
 async def _check(settings: Settings, role: str) -> None:
     await database.check_schema(settings.dsn)
+    await _check_method(settings)
     await preflight.check(settings, role)
+
+
+async def _check_method(settings: Settings) -> None:
+    """Going on by another method would leave books that are right by neither. A database that is away is waited for."""
+    wanted = settings.cost_basis_method
+    try:
+        async with database.open_connection(settings.dsn) as connection:
+            found = await method.of_books(connection)
+    except Exception as error:
+        if database.is_transient(error) or isinstance(error, database.DatabaseError):
+            return
+        raise
+    if found not in (None, wanted):
+        raise SettingsError(
+            f"the books are kept by {found}, but TIDEMARK_COST_BASIS_METHOD is {wanted}: set it to {found}, since an "
+            "installation keeps its method"
+        )
 
 
 def run(role: str, settings: Settings) -> NoReturn:

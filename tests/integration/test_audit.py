@@ -69,6 +69,7 @@ async def found(database: str, **more: Any) -> list[str]:
 
 
 _KEY = "portfolio_id = 'P1' and security_id = 'A'"
+_CLOSED = "portfolio_id = 'P3' and security_id = 'A'"
 _DAMAGES = {
     "a changed value": (
         f"update daily_position_snapshots set market_value = market_value + 0.0000000001 "
@@ -123,6 +124,22 @@ _DAMAGES = {
     "a state gone": (
         f"delete from position_state where {_KEY}",
         ["portfolio P1, security A, state: is missing"],
+    ),
+    "a key that holds something marked as closed": (
+        f"update position_state set closed_on = '2025-01-03' where {_KEY}",
+        ["portfolio P1, security A, state: closed_on is 2025-01-03, should be null"],
+    ),
+    "a closed key marked as open": (
+        f"update position_state set closed_on = null where {_CLOSED}",
+        ["portfolio P3, security A, state: closed_on is null, should be 2025-01-03"],
+    ),
+    "a key marked as closed too early": (
+        f"update position_state set closed_on = '2025-01-01' where {_CLOSED}",
+        ["portfolio P3, security A, state: closed_on is 2025-01-01, should be 2025-01-03"],
+    ),
+    "a closed key's watermark too high": (
+        f"update position_state set watermark_date = '2025-01-10' where {_CLOSED}",
+        ["portfolio P3, security A, state: watermark is 2025-01-10, beyond the latest closed date 2025-01-08"],
     ),
     "a status left behind": (
         f"update position_state set status = 'REPROCESSING' where {_KEY}",

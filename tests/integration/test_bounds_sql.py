@@ -36,11 +36,12 @@ async def book(pool: Pool, *batch: Transaction, replay_rows: int = 10_000) -> No
 # -- message keys --------------------------------------------------------------------------------------------------
 
 
-@given(_IDS, _IDS, _IDS, _IDS)
-def test_no_two_positions_share_a_message_key(portfolio: str, security: str, other: str, another: str) -> None:
-    assert (position_key(portfolio, security) == position_key(other, another)) is (
-        (portfolio, security) == (other, another)
-    )
+@given(st.lists(_IDS, min_size=3, max_size=5), st.sampled_from(["|", "\\|", "|\\", "\\"]), st.data())
+def test_no_two_positions_share_a_message_key(parts: list[str], between: str, data: st.DataObject) -> None:
+    """Two ids that are parts of one text, cut at two places."""
+    first, second = (data.draw(st.integers(1, len(parts) - 1)) for _ in range(2))
+    one, other = ((between.join(parts[:cut]), between.join(parts[cut:])) for cut in (first, second))
+    assert (position_key(*one) == position_key(*other)) is (one == other)
 
 
 def test_ids_without_bars_and_backslashes_stand_as_they_are() -> None:

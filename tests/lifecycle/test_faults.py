@@ -9,10 +9,13 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from sinks import method
 from sinks.database import connect
+from sinks.model import CostBasisMethod
 from streams import topics
 from streams.settings import Settings
 from streams.topics import TopicError, ensure_topics
+from tests.engine import Engine
 from tests.refused import refused
 from tests.topology import settings_for
 
@@ -53,6 +56,25 @@ async def test_another_schema(settings: Settings, tmp_path: Path, statement: str
 async def test_another_database(settings: Settings, tmp_path: Path, change: tuple[str, str], said: str) -> None:
     named = settings.model_copy(update={"database_url": type(settings.database_url)(settings.dsn.replace(*change))})
     assert said in await refused(named, "books", tmp_path)
+
+
+@pytest.mark.parametrize(("of_books", "of_worker"), [("FIFO", "AVCO"), ("AVCO", "FIFO")])
+async def test_another_cost_basis_method(
+    settings: Settings, tmp_path: Path, of_books: CostBasisMethod, of_worker: CostBasisMethod
+) -> None:
+    engine = await Engine.on(settings.dsn, of_books)
+    trade = {"portfolio_id": "P", "security_id": "S", "transaction_date": "2025-01-02", "price": 1}
+    buy = {**trade, "transaction_id": "t1", "transaction_type": "BUY", "quantity": 2}
+    await engine.take("transactions", [buy, {**buy, "transaction_id": "t2", "portfolio_id": "Q"}])
+    await engine.take(
+        "transactions", [{**buy, "transaction_id": "t3", "portfolio_id": "Q", "transaction_type": "SELL"}]
+    )
+    async with engine.pool.acquire() as connection:
+        assert await method.of_books(connection) == of_books
+    await engine.pool.close()
+    named = settings.model_copy(update={"cost_basis_method": of_worker})
+    said = f"the books are kept by {of_books}, but TIDEMARK_COST_BASIS_METHOD is {of_worker}: set it to {of_books}"
+    assert said in await refused(named, "intake", tmp_path)
 
 
 async def test_a_missing_topic(settings: Settings, tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 from tests.simulation.postgres import Transaction as Tx
 from tests.simulation.scheduler import Choices, shrink
 from tests.simulation.world import World
-from tidemark.oracle import Actual, HistoryRow, Inputs, Key, Price, StateRow, Transaction, compare
+from tidemark.oracle import (
+    Actual,
+    HistoryRow,
+    Inputs,
+    Key,
+    Price,
+    StateRow,
+    Transaction,
+    closing_date,
+    compare,
+)
 
 Make = Callable[[Choices], World]
 
@@ -25,11 +35,13 @@ def judge(world: World, came_to_rest: bool) -> list[str]:
     through = tables["securities"]
     tx = Tx(world.database)
     keys = [(portfolio, security) for security, portfolio in tables["position_state"]]
+    history = {key: world.books.history(tx, (key[1], key[0])) for key in keys}
     actual = Actual(
-        {key: world.books.history(tx, (key[1], key[0])) for key in keys},
+        history,
         {key: list((tables["snapshots"].get((key[1], key[0])) or {}).values()) for key in keys},
         {
-            (p, s): StateRow(state.epoch, state.watermark, state.status, through.get(s))
+            # closed_on is not modelled
+            (p, s): StateRow(state.epoch, state.watermark, state.status, through.get(s), closing_date(history[p, s]))
             for (s, p), state in tables["position_state"].items()
         },
     )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemark.oracle import Actual, Price, StateRow, Transaction, compare, compute_books, fold_inputs
+from tidemark.oracle import Actual, Price, StateRow, Transaction, closing_date, compare, compute_books, fold_inputs
 from tidemark.oracle.books import position_history
 from tidemark.oracle.costing import stored
 
@@ -360,7 +360,7 @@ def actual_rows(books, epoch=0, watermark=BUSINESS[-1]):
     return Actual(
         history={KEY: list(books.history[KEY])},
         snapshots={KEY: list(books.snapshots[KEY])},
-        states={KEY: StateRow(0, watermark, "CURRENT", watermark)},
+        states={KEY: StateRow(0, watermark, "CURRENT", watermark, closing_date(books.history[KEY]))},
         epochs={KEY: epoch},
     )
 
@@ -447,12 +447,32 @@ def test_a_key_that_waits_for_ever_is_a_difference(books):
 
 def test_a_closed_position_may_stay_behind():
     books = compute_books([trade("BUY", 10, 100, 1), trade("SELL", 10, 90, 2)], [price(1, 1)], BUSINESS, "FIFO")
-    behind = replace(actual_rows(books), states={KEY: StateRow(0, BUSINESS[3], "CURRENT", BUSINESS[-1])})
+    behind = replace(actual_rows(books), states={KEY: StateRow(0, BUSINESS[3], "CURRENT", BUSINESS[-1], DAY[1])})
     assert compared(books, behind) == []
-    open_still = replace(behind, states={KEY: StateRow(0, BUSINESS[0], "CURRENT", BUSINESS[-1])})
+    open_still = replace(behind, states={KEY: StateRow(0, BUSINESS[0], "CURRENT", BUSINESS[-1], DAY[1])})
     assert compared(books, open_still) == [
         "portfolio P, security S, state: watermark is 2025-09-01, should be 2025-09-12"
     ]
+
+
+@pytest.mark.parametrize(
+    ("quantities", "closed_on", "said"),
+    [
+        ((10, 0), DAY[1], None),
+        ((10, 0), DAY[4], None),  # later is safe: it is reached by more
+        ((10, 0), DAY[0], "closed_on is 2025-09-01, should be 2025-09-02"),
+        ((10, 0), None, "closed_on is null, should be 2025-09-02"),
+        ((10, 0, 5), DAY[1], "closed_on is 2025-09-02, should be null"),
+        ((10, 0, 5), None, None),
+    ],
+)
+def test_a_key_says_when_it_closed(quantities, closed_on, said):
+    steps = [after - before for before, after in zip((0, *quantities), quantities, strict=False)]
+    trades = [trade("BUY" if n > 0 else "SELL", abs(n), 1, day) for day, n in enumerate(steps, 1)]
+    books = compute_books(trades, [price(1, 1)], BUSINESS, "FIFO")
+    marked = StateRow(0, BUSINESS[-1], "CURRENT", BUSINESS[-1], closed_on)
+    found = compared(books, replace(actual_rows(books), states={KEY: marked}))
+    assert found == ([f"portfolio P, security S, state: {said}"] if said else [])
 
 
 # Laws

@@ -250,3 +250,9 @@ def test_a_codec_that_does_not_work_is_named_in_one_line(codec: int, monkeypatch
     monkeypatch.setattr(codecs, "_SAMPLES", {codec: codecs._SAMPLES[codec]})
     with pytest.raises(SettingsError, match=codecs.NAMES[codec] if codec != GZIP else "codec 1"):
         codecs.check()
+
+
+def test_a_codec_that_inflates_to_something_else_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codecs, "inflate", lambda codec, data: iter([b"something else"]))
+    with pytest.raises(SettingsError, match="records compressed with gzip are not read right"):
+        codecs.check()

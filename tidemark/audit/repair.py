@@ -41,11 +41,14 @@ class Planner:
 
 
 def _needs_rebuild(difference: Difference) -> bool:
-    """A valuation puts right the snapshots of what a key holds, and no more: it leaves alone what never held."""
+    """A valuation puts right the snapshots of what a key holds, and no more: it leaves alone what never held.
+
+    No correction reaches a closed key whose watermark is beyond L.
+    """
     if difference.table == "daily_position_snapshots":
         return difference.problem == "is there, should not be"
     if difference.table == "position_state":
-        return difference.column != "watermark_date"
+        return difference.column != "watermark_date" or (difference.actual or "") > (difference.expected or "")
     return True
 
 

@@ -1,7 +1,7 @@
 """The books recomputed in plain Python, from semantics.md alone; shares no code with the engine."""
 
 from tidemark.oracle.books import compute_books
-from tidemark.oracle.compare import Actual, Difference, StateRow, compare
+from tidemark.oracle.compare import Actual, Difference, StateRow, closing_date, compare
 from tidemark.oracle.fold import Inputs, fold_inputs
 from tidemark.oracle.model import Books, HistoryRow, Key, Method, Price, SnapshotRow, Transaction
 
@@ -17,6 +17,7 @@ __all__ = [
     "SnapshotRow",
     "StateRow",
     "Transaction",
+    "closing_date",
     "compare",
     "compute_books",
     "fold_inputs",

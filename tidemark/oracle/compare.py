@@ -18,12 +18,16 @@ _SHORT: dict[Table, str] = {
 
 
 class StateRow(NamedTuple):
-    """A key's row of `position_state`, and how far its security counts as valued (None: not known at all)."""
+    """A key's row of `position_state`, and how far its security counts as valued (None: not known at all).
+
+    closed_on: the date from whose end on it holds nothing, or a later one; None while it holds something.
+    """
 
     epoch: int
     watermark_date: date
     status: str
     valued_through: date | None
+    closed_on: date | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,24 @@ def _state(key: Key, expected: Sequence[HistoryRow], state: StateRow | None, new
     elif newest > state.epoch:
         problem = f"epoch is {state.epoch}, but a row has epoch {newest}"
         yield _of_state(key, problem, None, ("epoch", str(state.epoch), str(newest)))
+    if state is not None and expected:
+        yield from _closed(key, expected, state.closed_on)
+
+
+def closing_date(history: Sequence[HistoryRow]) -> date | None:
+    """From whose end on a key with this history holds nothing; None while it holds something."""
+    closed = None
+    for row in history:
+        closed = (closed or row.position_date) if row.quantity == 0 else None
+    return closed
+
+
+def _closed(key: Key, expected: Sequence[HistoryRow], closed_on: date | None) -> Iterator[Difference]:
+    """Corrections reach a key by closed_on: too early, or set while it holds something, they would pass it by."""
+    closed = closing_date(expected)
+    if (closed is None) != (closed_on is None) or (closed and closed_on and closed_on < closed):
+        problem = f"closed_on is {_text(closed_on)}, should be {_text(closed)}"
+        yield _of_state(key, problem, closed, ("closed_on", _text(closed_on), _text(closed)))
 
 
 def _watermark(
