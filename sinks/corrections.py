@@ -104,7 +104,9 @@ select * from settled order by seq
 """
 
 _UNSETTLED = """
-select distinct security_id from corrections where right_at is null and reset_at is not null limit $1
+select distinct security_id from corrections
+where right_at is null and reset_at is not null and security_id > $1
+order by security_id limit $2
 """
 
 _OVERDUE = """
@@ -227,9 +229,9 @@ async def settle(connection: Connection, security_ids: Sequence[str]) -> list[Ri
     return [Right(**row) for row in await connection.fetch(_SETTLE, list(security_ids))]
 
 
-async def unsettled(connection: Connection, limit: int) -> list[str]:
-    """Some securities with corrections that are reset and not yet known to be right."""
-    return [row["security_id"] for row in await connection.fetch(_UNSETTLED, limit)]
+async def unsettled(connection: Connection, after: str, limit: int) -> list[str]:
+    """The first securities after that one with corrections that are reset and not yet known to be right."""
+    return [row["security_id"] for row in await connection.fetch(_UNSETTLED, after, limit)]
 
 
 async def reissue(connection: Connection, after_seconds: float) -> dict[str, int]:

@@ -33,9 +33,9 @@ order by c.seq desc limit $4
 """
 
 _LARGEST = """
-select v.portfolio_id, v.valuation_date, v.quantity, v.market_value, v.epoch, s.watermark_date, s.status
-from daily_position_snapshots v
-join position_state s using (security_id, portfolio_id)
+select v.portfolio_id, v.valuation_date, v.quantity, v.market_value, v.epoch, v.watermark_date, v.status,
+       v.provisional, v.provisional_from
+from current_valuations v
 where v.security_id = $1 and v.valuation_date = (select max(business_date) from business_dates)
 order by abs(coalesce(v.market_value, v.cost_basis)) desc nulls last
 limit $2
@@ -85,10 +85,10 @@ limit $3
 """
 
 _VALUES = """
-select valuation_date, market_value, cost_basis, quantity, price, valuation_status, valuation_date > $3 as provisional
-from daily_position_snapshots
+select valuation_date, market_value, cost_basis, quantity, price, valuation_status, provisional, provisional_since_seq
+from current_valuations
 where portfolio_id = $1 and security_id = $2
-order by valuation_date desc limit $4
+order by valuation_date desc limit $3
 """
 
 
@@ -180,10 +180,10 @@ async def epochs(connection: Connection, portfolio_id: str, security_id: str, li
 
 
 async def daily_values(
-    connection: Connection, portfolio_id: str, security_id: str, watermark: date, limit: int = 260
+    connection: Connection, portfolio_id: str, security_id: str, limit: int = 260
 ) -> list[dict[str, Any]]:
-    """The key's latest snapshots in order of their dates; provisional: after the watermark."""
-    rows = await connection.fetch(_VALUES, portfolio_id, security_id, watermark, limit)
+    """The key's latest snapshots in order of their dates, each with whether it is provisional and since which seq."""
+    rows = await connection.fetch(_VALUES, portfolio_id, security_id, limit)
     return [dict(row) for row in reversed(rows)]
 
 

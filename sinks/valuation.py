@@ -219,7 +219,25 @@ _ALL_VALUED = """
 (select 1 from position_state s where s.security_id = d.security_id and s.watermark_date < $2 limit 1) is null
 """
 
-_DONE = f"select security_id from securities d where security_id = any($1::text[]) and {_ALL_VALUED}"
+# Those without a key behind; and those whose first correction to be settled no key waits for any more, since late trades
+# may always keep some key behind. Where the first key behind waits for it, as in a herd, no other is looked at.
+_DONE = """
+select d.security_id
+from securities d
+left join lateral (
+    select coalesce(s.reset_seq, 9223372036854775807) as reset_seq from position_state s
+    where s.security_id = d.security_id and s.watermark_date < $2
+    limit 1
+) as behind on true
+where d.security_id = any($1::text[]) and (behind.reset_seq is null or exists (
+    select from (
+        select min(c.seq + 0) as seq from corrections c
+        where c.security_id = d.security_id and c.right_at is null and c.reset_at is not null
+    ) as unsettled
+    where behind.reset_seq > unsettled.seq
+      and (select 1 from position_state s where s.security_id = d.security_id and s.reset_seq <= unsettled.seq limit 1)
+          is null))
+"""
 
 # Who holds the row sees to it, or the next sweep does.
 _HOLD = """
@@ -262,28 +280,39 @@ class Valuation:
         self._kept_until = 0.0
         self._turns = deque(["corrected", "behind"])  # in turn, so that neither starves the other
         self._swept = 0.0
+        self._swept_to = ""
 
     async def pass_once(self) -> Pass:
         """Value up to `keys` dirty keys in one transaction; then, in another, tell what became right."""
         async with self._pool.acquire() as connection:
             latest = await calendar.latest_closed(connection)
-            if latest is None:
-                return Pass()
             self._turns.rotate()
             if time.monotonic() >= self._kept_until:
                 self._queues.clear()
             async with connection.transaction():
                 await connection.execute(_PLAN_FOR_THESE)
-                done, passed = await self._value_queued(connection, latest)
-                if done == Pass():  # nothing is queued, or others have done it
-                    await self._look_up(connection, latest)
-                    done, more = await self._value_queued(connection, latest)
-                    passed += more
+                done, passed = Pass(), list[str]()
+                if latest is not None:
+                    done, passed = await self._value_due(connection, latest)
                 if done == Pass() or time.monotonic() - self._swept > _SWEEP_SECONDS:
                     self._swept = time.monotonic()
-                    passed += await corrections.unsettled(connection, _SECURITIES_AT_ONCE)
+                    passed += await self._sweep(connection)
             raised, right = await _settle(connection, passed, latest)
         return replace(done, securities=raised, right=tuple(right))
+
+    async def _sweep(self, connection: Connection) -> list[str]:
+        """Securities with corrections that may be right without having been passed here, in turn."""
+        found = await corrections.unsettled(connection, self._swept_to, _SECURITIES_AT_ONCE)
+        self._swept_to = found[-1] if len(found) == _SECURITIES_AT_ONCE else ""
+        return found
+
+    async def _value_due(self, connection: Connection, latest: date) -> tuple[Pass, list[str]]:
+        done, passed = await self._value_queued(connection, latest)
+        if done == Pass():  # nothing is queued, or others have done it
+            await self._look_up(connection, latest)
+            done, more = await self._value_queued(connection, latest)
+            passed += more
+        return done, passed
 
     async def _look_up(self, connection: Connection, latest: date) -> None:
         started = time.monotonic()
@@ -333,8 +362,10 @@ class Valuation:
         return passed
 
 
-async def _settle(connection: Connection, passed: Sequence[str], latest: date) -> tuple[int, list[corrections.Right]]:
-    """Securities without a key behind are told so, and corrections that are right now; looked at before locking."""
+async def _settle(
+    connection: Connection, passed: Sequence[str], latest: date | None
+) -> tuple[int, list[corrections.Right]]:
+    """Securities without a key behind are told so, and corrections that no key waits for; looked at before locking."""
     if not passed:
         return 0, []
     async with connection.transaction():
@@ -343,8 +374,10 @@ async def _settle(connection: Connection, passed: Sequence[str], latest: date) -
         if not done:
             return 0, []
         held = [row["security_id"] for row in await connection.fetch(_HOLD, done)]
-        tag = await connection.execute(_RAISE, held, latest)
-        return int(tag.split()[-1]), await corrections.settle(connection, held)
+        raised = 0
+        if latest is not None:
+            raised = int((await connection.execute(_RAISE, held, latest)).split()[-1])
+        return raised, await corrections.settle(connection, held)
 
 
 async def _revalue(connection: Connection, claimed: Sequence[asyncpg.Record], latest: date) -> int:
