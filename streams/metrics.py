@@ -90,7 +90,7 @@ class Cluster:
         "corrections_held": "Corrections whose job failed or was cancelled: stale until requeued",
         "correction_oldest_open_seconds": "Age of the oldest correction that is neither right nor held",
         "reprocessing_active_keys_total": "Keys in status REPROCESSING",
-        "dirty_keys": "Keys whose watermark is before the latest closed business date",
+        "dirty_keys": "Keys with provisional dates up to the latest closed one: to be valued, or a correction has not reset them yet",
         "dirty_snapshots": "Snapshots to be valued again, at most: closed dates after the watermarks of dirty keys",
         "scheduler_gap_days": "Days from the oldest watermark to the latest closed business date",
         "transactions_out_of_range": "Transactions without effect: they would take a quantity to 10^30 or beyond",
