@@ -62,10 +62,11 @@ begin
         whole_from = excluded.whole_from, part_from = excluded.part_from, job_id = excluded.job_id
         where (r.whole_from, r.part_from, r.job_id)
               is distinct from (excluded.whole_from, excluded.part_from, excluded.job_id);
-    delete from reach r using unnest(changed) as of_security (security_id)
-    where r.security_id = of_security.security_id and not exists (
-        select from corrections c
-        where c.security_id = of_security.security_id and c.right_at is null and c.reset_at is null);
+    -- Looked for by each security, whatever the statistics say: an anti-join might read all that is open.
+    delete from reach r
+    where r.security_id = any(changed) and (
+        select 1 from corrections c
+        where c.security_id = r.security_id and c.right_at is null and c.reset_at is null limit 1) is null;
     return null;
 end $$;
 
@@ -92,12 +93,14 @@ create view key_finality as
                       then r.part_from end) as provisional_from
     from position_state s
     left join (
-        select reach.*, coalesce(j.cursor_portfolio_id, '') as reset_up_to,
+        select reach.*,
+               coalesce((select j.cursor_portfolio_id from reprocessing_jobs j where j.job_id = reach.job_id), '')
+                   as reset_up_to,
                coalesce((select max(d.business_date) from business_dates d where d.business_date < whole_from),
                         '-infinity') as whole_since,
                coalesce((select max(d.business_date) from business_dates d where d.business_date < part_from),
                         '-infinity') as part_since
-        from reach left join reprocessing_jobs j on j.job_id = reach.job_id
+        from reach
     ) as r using (security_id);
 
 -- A key is dirty when something up to L is provisional: dates after its watermark that the valuation still has to look at
