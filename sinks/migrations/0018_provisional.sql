@@ -1,4 +1,5 @@
--- expand: a table that triggers keep, views with more columns; workers of the version before fill it without knowing.
+-- expand: a table that triggers keep, views with more columns, what corrections changed; workers of the version before fill
+-- the first without knowing, and leave the last empty.
 
 -- From which dates on corrections that are not reset yet reach a security's keys: a row while there is such a correction.
 -- part_from: of those that job_id covers; it has passed the keys up to its cursor, and they are reset. whole_from: of all
@@ -132,3 +133,30 @@ create or replace view current_valuations as
                       '-infinity')))) end as provisional_since_seq
     from daily_position_snapshots v
     join key_finality k using (security_id, portfolio_id);
+
+-- What valuations changed of what the books had said, for the correction that the keys waited for; of several, the oldest.
+-- Passes append. When the correction is right, the rows are summed into its own and removed.
+create table correction_changes (
+    seq             bigint  not null,
+    snapshots       bigint  not null,
+    absolute_change numeric not null,  -- of market values; one that is null counts as nothing
+    from_date       date    not null,
+    to_date         date    not null
+);
+create index correction_changes_by_seq on correction_changes (seq);
+alter table corrections
+    add column snapshots_changed bigint,
+    add column absolute_change   numeric,
+    add column changed_from      date,
+    add column changed_to        date;
+
+-- What the books had said and then said of the largest changes, on the first date of each: kept as it was, whatever comes.
+create table correction_values (
+    seq                 bigint  not null,
+    portfolio_id        text collate "C" not null,
+    valuation_date      date    not null,
+    quantity            numeric not null,
+    market_value_before numeric,  -- null: the books had said nothing, or had no price
+    market_value_after  numeric,
+    primary key (seq, portfolio_id)
+);

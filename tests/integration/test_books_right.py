@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from sinks import operations, valuation
+from sinks import operations, settling, valuation
 from sinks.corrections import Right
 from sinks.database import Connection
 from sinks.valuation import Pass
@@ -46,7 +46,7 @@ async def test_a_stream_of_late_trades_puts_nothing_off(
     while engine.running:
         await engine.reset_chunk(10)
     seq = await engine.pool.fetchval("select max(seq) from corrections where reason = 'price'")
-    whole, number = valuation._settle, 0
+    whole, number = settling.settle, 0
 
     async def settle(connection: Connection, passed: Sequence[str], latest: date | None) -> tuple[int, list[Right]]:
         nonlocal number
@@ -54,7 +54,7 @@ async def test_a_stream_of_late_trades_puts_nothing_off(
         await engine.take("transactions", [trade(f"n{number}", "BUY", 1, 10, 1, f"N{number}")])
         return await whole(connection, passed, latest)
 
-    monkeypatch.setattr(valuation, "_settle", settle)
+    monkeypatch.setattr(settling, "settle", settle)
     await engine.value()
     assert not await right(engine, seq), "two of its four holders are not valued yet"
     for _ in range(3):

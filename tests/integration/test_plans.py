@@ -34,6 +34,7 @@ from sinks import (
     replay,
     resets,
     retention,
+    settling,
     transactions,
     valuation,
 )
@@ -187,7 +188,7 @@ async def test_a_valuation_reads_the_keys_that_are_due(books: Explaining) -> Non
     books.check(
         rows(KEYS, of_each=3),
         *(valuation._DUE, valuation._CLAIM, valuation._REVALUE, valuation._ADVANCE),
-        *(valuation._MOVE_ON, valuation._DONE, valuation._HOLD, valuation._RAISE),
+        *(valuation._MOVE_ON, settling._DONE, settling._HOLD, settling._RAISE),
         *(corrections._SETTLE, corrections._UNSETTLED),
     )
 
@@ -206,8 +207,8 @@ async def test_what_is_done_is_told_by_its_own_keys_while_a_giant_is_due(books: 
     await books.connection.execute(
         "update securities set valued_through = $2 where security_id = any($1)", many, LATE - timedelta(days=1)
     )
-    assert await valuation._settle(books, many, LAST) == (len(many), [])
-    books.check(rows(len(many) * HOLDERS), valuation._DONE, valuation._HOLD, valuation._RAISE)
+    assert await settling.settle(books, many, LAST) == (len(many), [])
+    books.check(rows(len(many) * HOLDERS), settling._DONE, settling._HOLD, settling._RAISE)
 
 
 async def test_a_closed_date_is_valued_key_by_key(books: Explaining) -> None:
