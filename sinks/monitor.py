@@ -21,8 +21,8 @@ select (select max(business_date) from business_dates) as business_date,
 from corrections where right_at is null
 """
 
-# Only securities with work due, or with corrections that have not reset all their keys, are looked into: quiet books cost
-# nothing however many keys there are. L is an argument, so that the plan is one for as many securities as are behind it.
+# Only securities with work due, or with corrections that are not reset, are looked into, so that quiet books cost
+# nothing however many keys there are. L is an argument: the plan is one for as many securities as are behind it.
 _KEYS = """
 with concerned as materialized (
     select security_id from securities where valued_through < $1::date union select security_id from reach
@@ -88,7 +88,9 @@ async def read_ledger(connection: Connection) -> dict[str, Any]:
 async def count_keys(connection: Connection) -> dict[str, Any]:
     """The other part; cost: the keys of securities with work due. In a transaction, of which it changes settings."""
     await connection.execute("set local max_parallel_workers_per_gather = 0")  # cheap rather than quick
-    await connection.execute("set local plan_cache_mode = force_custom_plan; set local enable_mergejoin = off")  # no sort
+    await connection.execute(
+        "set local plan_cache_mode = force_custom_plan; set local enable_mergejoin = off"
+    )  # no sort
     row = await connection.fetchrow(_KEYS, await calendar.latest_closed(connection))
     assert row is not None
     return dict(row)

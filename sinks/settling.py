@@ -17,8 +17,8 @@ _ALL_VALUED = """
 (select 1 from position_state s where s.security_id = d.security_id and s.watermark_date < $2 limit 1) is null
 """
 
-# Those without a key behind; and those whose first correction to be settled no key waits for any more, since late trades
-# may always keep some key behind. Where the first key behind waits for it, as in a herd, no other is looked at.
+# Securities without a key behind are done. So are those whose first correction to be settled no key waits for any more:
+# late trades may always keep some key behind. Where the first key behind waits for it, no other is looked at.
 _DONE = """
 select d.security_id
 from securities d

@@ -153,7 +153,8 @@ with claimed as materialized (
     ) as valued
 """
 
-# What a correction changed of what the books had said: not the first word on a date that was closed after it was issued.
+# `seq` is the correction that a snapshot changes for. It is null where the books had said nothing yet: the date was
+# closed after the correction was issued.
 _REVALUE = f"""{_WANTED}
 ), found as (
     select s.*, c.reset_seq from claimed c
@@ -241,6 +242,7 @@ update position_state s set watermark_date = $3, status = 'CURRENT', reset_seq =
 from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
 where s.security_id = key.security_id and s.portfolio_id = key.portfolio_id
 """
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:

@@ -1,7 +1,7 @@
 """What must be provisional, from the stored inputs and the ledger, row by row: the definition in words, written out.
 
-A date of a key is provisional if it lies above the key's watermark, or if a correction that is not reset yet reaches the
-key at or before it. Beside it, what is wrong: the oracle's rows against the stored ones.
+A date of a key is provisional if it lies above the key's watermark, or if a correction that is not reset yet reaches
+the key at or before it. Beside it, what is wrong: the oracle's rows against the stored ones.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ async def look(connection: asyncpg.Connection, method: Method) -> Moment:
         snapshots = await connection.fetch(_SNAPSHOTS)
         dirty = await connection.fetch("select portfolio_id, security_id from dirty_keys")
         transactions = [Transaction(*row) for row in await connection.fetch(_TRANSACTIONS)]
-        prices = [Price(*row) for row in await connection.fetch("select security_id, price_date, price from market_prices")]
+        prices = [
+            Price(*row) for row in await connection.fetch("select security_id, price_date, price from market_prices")
+        ]
     books = compute_books(transactions, prices, calendar, method)
     stored = {((row[0], row[1]), row[2]): row for row in snapshots}
     found = Moment(dirty={(row[0], row[1]) for row in dirty})

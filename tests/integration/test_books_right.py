@@ -76,7 +76,9 @@ async def test_before_any_date_is_closed_a_correction_is_right_at_once(engine: E
     assert [each.reason for each in (await engine.value()).right] == ["transaction"]
     assert await engine.value() == Pass()
     assert await engine.pool.fetchval("select count(*) from corrections where right_at is null") == 0
-    assert await engine.pool.fetchval("select valued_through = '-infinity' or valued_through < '2025-01-02' from securities")
+    assert await engine.pool.fetchval(
+        "select valued_through = '-infinity' or valued_through < '2025-01-02' from securities"
+    )
 
 
 async def test_more_securities_than_a_sweep_looks_at_take_their_turn(
@@ -107,7 +109,11 @@ async def test_a_date_that_is_not_closed_is_not_valued_again(engine: Engine, dat
     await engine.take("transactions", [trade("a", "BUY", 10, 100, 1)])
     await engine.take("business-dates", dates(1, 2) if closed else [])
     await engine.drain()
-    scopes: list[dict[str, Any]] = [{"security_id": "S"}, {"portfolio_id": "P"}, {"portfolio_id": "P", "security_id": "S"}]
+    scopes: list[dict[str, Any]] = [
+        {"security_id": "S"},
+        {"portfolio_id": "P"},
+        {"portfolio_id": "P", "security_id": "S"},
+    ]
     says = "the latest closed date is 2025-01-02" if closed else "no date is closed"
     async with engine.pool.acquire() as connection:
         for scope in scopes:
@@ -132,7 +138,7 @@ async def effect(engine: Engine, seq: int) -> list[dict[str, Any]]:
 
 
 async def test_what_a_correction_changed_stays_as_it_was_told(engine: Engine) -> None:
-    """Cancelled midway and requeued, valued five keys at a time, with a date closed meanwhile; then all changes again."""
+    """Cancelled midway and requeued, valued five keys at a time, a date closed meanwhile; then all changes again."""
     engine.valuation._keys = 5
     await engine.take("prices", [price(1, 100)])
     await engine.take("transactions", [trade(f"h{n:02}", "BUY", n + 1, 10, 1, f"H{n:02}") for n in range(12)])
@@ -176,6 +182,7 @@ async def test_what_a_correction_changed_stays_as_it_was_told(engine: Engine) ->
     kept = await effect(engine, seq)
     largest = sorted((f"H{n:02}" for n in range(12) if n != 4), key=lambda p: -changes[p, date(2025, 1, 3)])[:10]
     assert [row["portfolio_id"] for row in kept] == largest
+    assert await engine.pool.fetchval("select count(*) from correction_values") == len(largest), "and no more"
     for row in kept:
         place = (row["portfolio_id"], row["valuation_date"])
         assert place[1] == date(2025, 1, 3)
@@ -199,7 +206,9 @@ async def test_a_late_trade_tells_what_it_changed(engine: Engine) -> None:
     await engine.drain()
     await engine.take("transactions", [trade(i, "BUY", 1, 1, 1, revision=1, cancelled=True) for i in ("a", "b", "c")])
     await engine.drain()
-    first, second = [row[0] for row in await engine.pool.fetch("select seq from corrections order by seq desc limit 2")][::-1]
+    first, second = [
+        row[0] for row in await engine.pool.fetch("select seq from corrections order by seq desc limit 2")
+    ][::-1]
     values = ("valuation_date", "quantity", "market_value_before", "market_value_after")
     assert [tuple(row[name] for name in values) for row in await effect(engine, first)] == [
         (date(2025, 1, 1), 5, None, 500)
@@ -207,8 +216,11 @@ async def test_a_late_trade_tells_what_it_changed(engine: Engine) -> None:
     assert [tuple(row[name] for name in values) for row in await effect(engine, second)] == [
         (date(2025, 1, 1), 0, 500, None)
     ]
-    sums = await engine.pool.fetch("select snapshots_changed, absolute_change, changed_from, changed_to from corrections "
-                                   "where seq = any($1) order by seq", [first, second])  # fmt: skip
+    sums = await engine.pool.fetch(
+        "select snapshots_changed, absolute_change, changed_from, changed_to from corrections where seq = any($1) "
+        "order by seq",
+        [first, second],
+    )
     assert [tuple(row) for row in sums] == [
         (3, 1_500, date(2025, 1, 1), date(2025, 1, 3)),
         (4, 500 + 800 + 1_000 + 1_000, date(2025, 1, 1), date(2025, 1, 4)),

@@ -265,7 +265,8 @@ async def test_a_herd_is_valued_although_statistics_know_of_one_security_only(bo
 async def test_counting_the_backlog_reads_what_is_provisional(books: Explaining) -> None:
     """Half of the securities are reset; the corrections of the others wait."""
     await books.connection.execute(
-        "update corrections set reset_at = now(), right_at = now() where right_at is null and security_id <> all($1)", FEW
+        "update corrections set reset_at = now(), right_at = now() where right_at is null and security_id <> all($1)",
+        FEW,
     )
     await reset(books, FEW[:5])
     async with books.transaction():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -146,8 +147,10 @@ async def test_a_date_names_the_oldest_correction_that_it_waits_for(engine: Engi
     assert await causes("P3") == {1: None, 2: seqs[2], 3: seqs[1], 4: seqs[0]}
     await engine.drain()
     await engine.take("business-dates", dates(5))
-    await engine.pool.execute("insert into daily_position_snapshots select security_id, portfolio_id, '2025-01-05', 0, 0,"
-                              " 0, 0, null, 0, 0, 'UNVALUED' from position_state")  # fmt: skip
+    await engine.pool.execute(
+        "insert into daily_position_snapshots select security_id, portfolio_id, '2025-01-05', 0, 0, 0, 0, null, 0, 0, "
+        "'UNVALUED' from position_state"
+    )
     rows = await engine.pool.fetch("select provisional, provisional_since_seq from current_valuations "
                                    "where valuation_date = '2025-01-05'")  # fmt: skip
     assert {tuple(row) for row in rows} == {(True, None)}, "closed lately, and no correction"
@@ -216,6 +219,9 @@ async def agree(engine: Engine, database: str, provisional: dict[str, int]) -> N
     latest = await engine.pool.fetchval("select max(business_date) from business_dates")
     dirty_dates = sum((latest - day).days + 1 for day in wanted.values())
     assert (gauges.dirty_keys, gauges.dirty_snapshots) == (len(wanted), dirty_dates)
+    shown = json.loads(await run(database, "status", "--json"))["books"]
+    assert (shown["dirty_keys"], shown["dirty_snapshots"]) == (len(wanted), dirty_dates)
+    assert shown["right"] == (not wanted and gauges.corrections_open == 0)
     audit = await audit_books(database, engine.method)
     assert ([key[0] for key in audit.waiting], audit.differences) == (sorted(wanted), [])
     async with console(engine) as client:
