@@ -84,7 +84,7 @@ async def requeue(engine: Engine, chance: random.Random) -> bool:
     return True
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_in_every_state_of_a_correction_no_wrong_value_is_told_as_final(database: str, seed: int) -> None:
     chance = random.Random(seed)
     engine = await Engine.on(database, "FIFO" if seed % 2 else "AVCO", keys=chance.choice([1, 3]))

@@ -1,4 +1,4 @@
-"""`tidemark status` tells the state of the books wherever database and broker are named, with or without a local stack."""
+"""`tidemark status` tells the state of the books wherever database and broker are named, without a stack too."""
 
 from __future__ import annotations
 
