@@ -99,11 +99,12 @@ with open_keys as materialized (
     from removed group by seq
 ), trimmed as (
     delete from correction_values v using (
-        select seq, portfolio_id, row_number() over (partition by seq order by abs(
+        select seq, v.security_id, portfolio_id, row_number() over (partition by seq order by abs(
             coalesce(market_value_after, 0) - coalesce(market_value_before, 0)) desc, portfolio_id) as place
-        from valued join correction_values using (seq)
+        from valued join correction_values v using (seq)
     ) as ranked
-    where v.seq = ranked.seq and v.portfolio_id = ranked.portfolio_id and ranked.place > {VALUES_KEPT}
+    where v.seq = ranked.seq and v.security_id = ranked.security_id and v.portfolio_id = ranked.portfolio_id
+      and ranked.place > {VALUES_KEPT}
 ), settled as (
     update corrections c set
         right_at = clock_timestamp(), snapshots_changed = coalesce(changes.snapshots, 0),

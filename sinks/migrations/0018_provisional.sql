@@ -153,10 +153,11 @@ alter table corrections
 -- What the books had said and then said of the largest changes, on the first date of each: kept as it was, whatever comes.
 create table correction_values (
     seq                 bigint  not null,
+    security_id         text collate "C" not null,
     portfolio_id        text collate "C" not null,
     valuation_date      date    not null,
     quantity            numeric not null,
     market_value_before numeric,  -- null: the books had said nothing, or had no price
     market_value_after  numeric,
-    primary key (seq, portfolio_id)
+    primary key (seq, security_id, portfolio_id)
 );
