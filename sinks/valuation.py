@@ -210,9 +210,10 @@ _REVALUE = f"""{_WANTED}
     ) as ranked
     where place <= {corrections.VALUES_KEPT}
 ), kept as (
-    insert into correction_values as v (seq, security_id, portfolio_id, valuation_date, quantity, market_value_before,
-                                        market_value_after)
-    select l.seq, l.security_id, l.portfolio_id, l.corrected_from, coalesce(d.quantity, 0), d.value_before, d.market_value
+    insert into correction_values as v
+        (seq, security_id, portfolio_id, valuation_date, quantity, market_value_before, market_value_after)
+    select l.seq, l.security_id, l.portfolio_id, l.corrected_from, coalesce(d.quantity, 0), d.value_before,
+           d.market_value
     from largest l
     full join difference d on d.security_id = l.security_id and d.portfolio_id = l.portfolio_id
         and d.valuation_date = l.corrected_from
