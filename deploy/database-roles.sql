@@ -1,7 +1,7 @@
 -- Least privileges in Postgres: a group for each role of Tidemark. Run by the schema's owner after each `tidemark migrate`;
 -- running it again is harmless. Then give each worker a user of its own:
 --     create user intake_worker password '…' in role tidemark_intake;
--- Everybody reads everything: any worker may be the one that counts the backlog and reports the lag. What each writes is
+-- The table `reach` is nobody's: triggers of the owner keep it. Everybody reads everything: any worker may be the one that counts the backlog and reports the lag. What each writes is
 -- listed table by table. `tidemark_operator` is for people: actions, repairs, the outbox; `tidemark_reader` for audits.
 
 do $$
@@ -50,6 +50,7 @@ grant insert, update, delete on
 grant insert, update on
     tidemark.corrections, tidemark.securities, tidemark.history_horizons to tidemark_books;
 grant insert, update on tidemark.position_state to tidemark_books;
+grant insert, update, delete on tidemark.correction_changes, tidemark.correction_values to tidemark_books;
 grant update, delete on tidemark.reprocessing_jobs to tidemark_books;
 grant insert, update, delete on tidemark.position_history to tidemark_books;
 grant insert, delete on tidemark.lots_after_split to tidemark_books;

@@ -58,3 +58,9 @@ async def full_pass_age(connection: Connection) -> float | None:
     """Seconds since the last full pass ended; None when there was none yet."""
     age: float | None = await connection.fetchval(_AGE)
     return age
+
+
+async def under_way(connection: Connection) -> tuple[int, int]:
+    """(keys, differences) of the pass under way."""
+    row = await connection.fetchrow("select keys, differences from audit_progress")
+    return (row["keys"], row["differences"]) if row else (0, 0)

@@ -50,14 +50,8 @@ _STATES = """
 select portfolio_id, security_id, epoch, watermark_date, status, valued_through, closed_on
 from position_state left join securities using (security_id) where {}
 """
-# Visibly dirty: after the watermark, and from the first date on that a correction still has to reach.
-_DIRTY = """
-select portfolio_id, security_id, least(watermark_date + 1, (
-           select min(c.earliest_date) from corrections c
-           where c.security_id = dirty_keys.security_id and c.right_at is null and c.reset_at is null)) as dirty_from
-from dirty_keys where {}
-"""
-# The view is planned by itself, and a list of keys does not reach into it; each of them does.
+_DIRTY = "select portfolio_id, security_id, provisional_from from dirty_keys where {}"
+# Key by key: the planner might read the whole table of keys for a list of them.
 _DIRTY_LISTED = f"""
 select listed.* from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
 cross join lateral (
@@ -96,7 +90,7 @@ def of_security(security_id: str) -> Piece:
 
 @dataclass(frozen=True, slots=True)
 class PieceRows:
-    """All rows of a piece; history: the live ones; dirty: the keys of the view dirty_keys, and from which date on."""
+    """All rows of a piece; history: the live ones; dirty: the view dirty_keys, with what is provisional of each."""
 
     business_dates: list[date]
     transactions: Rows

@@ -11,6 +11,11 @@ from datetime import date, datetime
 
 from sinks.database import BY_INDEX, Connection
 
+VALUES_KEPT = 10
+"""Of how many keys a correction keeps the values before and after."""
+
+_SEQS_TOLD = 1_000  # a message must not grow with a restatement
+
 _ENSURE = """
 insert into securities (security_id)
 select id from unnest($1::text[]) as id order by id collate "C"
@@ -74,7 +79,7 @@ returning security_id, seq
 """
 
 # One scan of the security's keys, however many corrections are open.
-_SETTLE = """
+_SETTLE = f"""
 with open_keys as materialized (
     select security_id, (select min(s.reset_seq) from position_state s where s.security_id = open.security_id) as seq
     from (select distinct security_id from corrections
@@ -86,25 +91,51 @@ with open_keys as materialized (
         where c.security_id = k.security_id and c.right_at is null and c.reset_at is not null
           and (k.seq is null or k.seq > c.seq)
         offset 0) as of_key
+), removed as (
+    delete from correction_changes d using valued where d.seq = valued.seq returning d.*
+), changes as (
+    select seq, sum(snapshots)::bigint as snapshots, sum(absolute_change) as absolute_change,
+           min(from_date) as from_date, max(to_date) as to_date
+    from removed group by seq
+), trimmed as (
+    delete from correction_values v using (
+        select seq, v.security_id, portfolio_id, row_number() over (partition by seq order by abs(
+            coalesce(market_value_after, 0) - coalesce(market_value_before, 0)) desc, portfolio_id) as place
+        from valued join correction_values v using (seq)
+    ) as ranked
+    where v.seq = ranked.seq and v.security_id = ranked.security_id and v.portfolio_id = ranked.portfolio_id
+      and ranked.place > {VALUES_KEPT}
 ), settled as (
-    update corrections c set right_at = clock_timestamp()
-    from valued where c.seq = valued.seq
+    update corrections c set
+        right_at = clock_timestamp(), snapshots_changed = coalesce(changes.snapshots, 0),
+        absolute_change = coalesce(changes.absolute_change, 0), changed_from = changes.from_date,
+        changed_to = changes.to_date
+    from valued left join changes using (seq) where c.seq = valued.seq
     returning c.seq, c.security_id, c.earliest_date, c.reason, coalesce(c.job_id, c.seq) as job_id, c.issued_at,
-              c.reset_at, c.right_at
+              c.reset_at, c.right_at, c.snapshots_changed, c.absolute_change, c.changed_from, c.changed_to
 ), announced as (
     insert into outbox_events (topic, message_key, headers, value)
     select 'reprocessing-status', convert_to(e.security_id, 'UTF8'),
            jsonb_build_object('security_id', e.security_id, 'job_id', e.job_id::text), convert_to(jsonb_build_object(
         'job_id', e.job_id, 'security_id', e.security_id, 'status', 'BOOKS_RIGHT', 'keys_total', j.keys_total,
-        'keys_done', j.keys_done, 'at', clock_timestamp())::text, 'UTF8')
-    from (select distinct security_id, job_id from settled) as e left join reprocessing_jobs j using (job_id)
+        'keys_done', j.keys_done, 'at', clock_timestamp(), 'corrections', e.corrections, 'seqs', e.seqs,
+        'earliest_impacted_date', e.earliest_date, 'from_date', e.from_date, 'to_date', e.to_date,
+        'snapshots_changed', e.snapshots, 'absolute_change', trim_scale(e.absolute_change))::text, 'UTF8')
+    from (
+        select security_id, job_id, count(*) as corrections, (array_agg(seq order by seq))[:{_SEQS_TOLD}] as seqs,
+               min(earliest_date) as earliest_date, min(changed_from) as from_date, max(changed_to) as to_date,
+               sum(snapshots_changed)::bigint as snapshots, sum(absolute_change) as absolute_change
+        from settled group by security_id, job_id
+    ) as e left join reprocessing_jobs j using (job_id)
     order by e.job_id
 )
-select * from settled order by seq
+select seq, security_id, earliest_date, reason, job_id, issued_at, reset_at, right_at from settled order by seq
 """
 
 _UNSETTLED = """
-select distinct security_id from corrections where right_at is null and reset_at is not null limit $1
+select distinct security_id from corrections
+where right_at is null and reset_at is not null and security_id > $1
+order by security_id limit $2
 """
 
 _OVERDUE = """
@@ -227,9 +258,9 @@ async def settle(connection: Connection, security_ids: Sequence[str]) -> list[Ri
     return [Right(**row) for row in await connection.fetch(_SETTLE, list(security_ids))]
 
 
-async def unsettled(connection: Connection, limit: int) -> list[str]:
-    """Some securities with corrections that are reset and not yet known to be right."""
-    return [row["security_id"] for row in await connection.fetch(_UNSETTLED, limit)]
+async def unsettled(connection: Connection, after: str, limit: int) -> list[str]:
+    """The first securities after that one with corrections that are reset and not yet known to be right."""
+    return [row["security_id"] for row in await connection.fetch(_UNSETTLED, after, limit)]
 
 
 async def reissue(connection: Connection, after_seconds: float) -> dict[str, int]:

@@ -14,8 +14,8 @@ STATUSES = ("OPEN", "WAITING", "RESETTING", "VALUING", "HELD", "RIGHT")
 # One branch each, so that a partial index serves the open ones and the primary key the rest.
 _CONDITIONS = {
     "OPEN": "c.right_at is null",
-    "WAITING": "c.right_at is null and c.reset_at is null and not c.held and j.started_at is null",
-    "RESETTING": "c.right_at is null and c.reset_at is null and not c.held and j.started_at is not null",
+    "WAITING": "c.right_at is null and c.reset_at is null and not c.held and j.status is distinct from 'PROCESSING'",
+    "RESETTING": "c.right_at is null and c.reset_at is null and not c.held and j.status = 'PROCESSING'",
     "VALUING": "c.right_at is null and c.reset_at is not null and not c.held",
     "HELD": "c.right_at is null and c.held",
     "RIGHT": "c.right_at is not null",
@@ -33,9 +33,9 @@ order by c.seq desc limit $4
 """
 
 _LARGEST = """
-select v.portfolio_id, v.valuation_date, v.quantity, v.market_value, v.epoch, s.watermark_date, s.status
-from daily_position_snapshots v
-join position_state s using (security_id, portfolio_id)
+select v.portfolio_id, v.valuation_date, v.quantity, v.market_value, v.epoch, v.watermark_date, v.status,
+       v.provisional, v.provisional_from
+from current_valuations v
 where v.security_id = $1 and v.valuation_date = (select max(business_date) from business_dates)
 order by abs(coalesce(v.market_value, v.cost_basis)) desc nulls last
 limit $2
@@ -45,28 +45,11 @@ _CORRECTED_PRICES = """
 select price_date, price_before, price_after from corrected_prices where seq = $1 order by price_date limit $2
 """
 
-# On the first business date that the first corrected price counts for, unless a later price counts for it. Before,
-# where the date had no price: the last price before it, as it is known now.
 _CHANGED_VALUES = """
-with first as materialized (
-    select c.security_id, p.price_date, p.price_after,
-           (select min(d.business_date) from business_dates d where d.business_date >= p.price_date) as valuation_date,
-           coalesce(p.price_before, (
-               select m.price from market_prices m where m.security_id = c.security_id and m.price_date < p.price_date
-               order by m.price_date desc limit 1)) as price_before
-    from corrected_prices p join corrections c using (seq)
-    where p.seq = $1
-    order by p.price_date limit 1
-)
-select v.portfolio_id, v.valuation_date, v.quantity,
-       round_half_even(v.quantity * f.price_before, 10) as market_value_before,
-       round_half_even(v.quantity * f.price_after, 10) as market_value_after
-from first f
-join daily_position_snapshots v using (security_id, valuation_date)
-where v.quantity <> 0 and not exists (
-    select from market_prices m
-    where m.security_id = f.security_id and m.price_date > f.price_date and m.price_date <= f.valuation_date)
-order by abs(v.quantity) desc, v.portfolio_id
+select portfolio_id, valuation_date, quantity, market_value_before, market_value_after
+from correction_values
+where seq = $1
+order by abs(coalesce(market_value_after, 0) - coalesce(market_value_before, 0)) desc, portfolio_id
 limit $2
 """
 
@@ -85,10 +68,10 @@ limit $3
 """
 
 _VALUES = """
-select valuation_date, market_value, cost_basis, quantity, price, valuation_status, valuation_date > $3 as provisional
-from daily_position_snapshots
+select valuation_date, market_value, cost_basis, quantity, price, valuation_status, provisional, provisional_since_seq
+from current_valuations
 where portfolio_id = $1 and security_id = $2
-order by valuation_date desc limit $4
+order by valuation_date desc limit $3
 """
 
 
@@ -161,9 +144,9 @@ async def corrected_prices(connection: Connection, seq: int, limit: int = 100) -
 
 
 async def changed_values(connection: Connection, seq: int, limit: int = 10) -> list[dict[str, Any]]:
-    """What a late price changed for the largest holders on the first business date that it counts for.
+    """What the books had said of the keys that changed most, and said then, on the first date that changed of each.
 
-    market_value_before and market_value_after are those of this correction, at the quantity held as known now.
+    There are at most ten, and none before a key has been valued: what is told is kept as it was.
     """
     return [dict(row) for row in await connection.fetch(_CHANGED_VALUES, seq, limit)]
 
@@ -180,10 +163,10 @@ async def epochs(connection: Connection, portfolio_id: str, security_id: str, li
 
 
 async def daily_values(
-    connection: Connection, portfolio_id: str, security_id: str, watermark: date, limit: int = 260
+    connection: Connection, portfolio_id: str, security_id: str, limit: int = 260
 ) -> list[dict[str, Any]]:
-    """The key's latest snapshots in order of their dates; provisional: after the watermark."""
-    rows = await connection.fetch(_VALUES, portfolio_id, security_id, watermark, limit)
+    """The key's latest snapshots in order of their dates, each with whether it is provisional and since which seq."""
+    rows = await connection.fetch(_VALUES, portfolio_id, security_id, limit)
     return [dict(row) for row in reversed(rows)]
 
 

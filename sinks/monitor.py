@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from sinks import calendar, holders
+from sinks import calendar
 from sinks.database import Connection
 
 _LEDGER = """
@@ -21,28 +21,30 @@ select (select max(business_date) from business_dates) as business_date,
 from corrections where right_at is null
 """
 
-# Only securities with work due are looked into, so that quiet books cost nothing however many keys there are: L is an
-# argument, so that the plan is one for as many securities as are behind it.
-_KEYS = f"""
-with behind as (
-    select k.watermark_date, count(*) filter (where {holders.due("k", "$1::date")}) as keys,
+# Only securities with work due, or with corrections that are not reset, are looked into, so that quiet books cost
+# nothing however many keys there are. L is an argument: the plan is one for as many securities as are behind it.
+_KEYS = """
+with concerned as materialized (
+    select security_id from securities where valued_through < $1::date union select security_id from reach
+), dirty as (
+    select k.watermark_date, k.provisional_from, count(*) as keys,
            count(*) filter (where k.status = 'REPROCESSING') as active
-    from securities s join position_state k using (security_id)
-    where s.valued_through < $1
-    group by k.watermark_date
+    from concerned join dirty_keys k using (security_id)
+    group by k.watermark_date, k.provisional_from
 )
 select coalesce(sum(active), 0)::bigint as active_keys,
        coalesce(sum(keys), 0)::bigint as dirty_keys,
-       coalesce(sum(keys * (select count(*) from business_dates d where d.business_date > watermark_date)),
+       coalesce(sum(keys * (select count(*) from business_dates d where d.business_date >= provisional_from)),
                 0)::bigint as dirty_snapshots,
-       coalesce($1 - min(greatest(watermark_date, date '1899-12-31')) filter (where keys > 0), 0) as gap_days
-from behind
+       greatest(0, coalesce($1 - min(greatest(watermark_date, date '1899-12-31')), 0)) as gap_days
+from dirty
 """
 
 _KEY = """
-select portfolio_id, security_id, epoch, watermark_date, status
-from position_state
-where portfolio_id = $1 and security_id = $2
+select k.portfolio_id, k.security_id, k.epoch, k.watermark_date, k.status,
+       case when d.portfolio_id is not null then k.provisional_from end as provisional_from
+from key_finality k left join dirty_keys d using (security_id, portfolio_id)
+where k.portfolio_id = $1 and k.security_id = $2
 """
 
 _HISTORY = """
@@ -59,8 +61,8 @@ class Gauges:
     """The backlog at one moment.
 
     triggers_pending: securities with corrections not reset. oldest_correction_seconds: age of the oldest one that is
-    neither right nor held. active_keys: keys REPROCESSING. dirty_keys, dirty_snapshots: behind business_date (L), not
-    counting keys that a correction still has to reach. gap_days: from the oldest watermark to L.
+    neither right nor held. active_keys: keys REPROCESSING. dirty_keys, dirty_snapshots: what is provisional up to
+    business_date (L), as the view dirty_keys has it. gap_days: from the oldest watermark of a dirty key to L.
     transactions_out_of_range: those that would take a quantity beyond its limit, and change nothing.
     """
 
@@ -86,7 +88,9 @@ async def read_ledger(connection: Connection) -> dict[str, Any]:
 async def count_keys(connection: Connection) -> dict[str, Any]:
     """The other part; cost: the keys of securities with work due. In a transaction, of which it changes settings."""
     await connection.execute("set local max_parallel_workers_per_gather = 0")  # cheap rather than quick
-    await connection.execute("set local plan_cache_mode = force_custom_plan")
+    await connection.execute(
+        "set local plan_cache_mode = force_custom_plan; set local enable_mergejoin = off"
+    )  # no sort
     row = await connection.fetchrow(_KEYS, await calendar.latest_closed(connection))
     assert row is not None
     return dict(row)
@@ -101,7 +105,10 @@ async def read_positions(connection: Connection) -> dict[tuple[str, str, int], i
 async def read_key(
     connection: Connection, portfolio_id: str, security_id: str, *, before: int | None = None, limit: int
 ) -> dict[str, Any] | None:
-    """One key with the latest rows of its live history, or None. before: only rows with a smaller sequence."""
+    """One key with the latest rows of its live history, or None. before: only rows with a smaller sequence.
+
+    provisional_from: its first business date up to L that is not final; None where all are.
+    """
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         state = await connection.fetchrow(_KEY, portfolio_id, security_id)
         if state is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from sinks import actions, corrections, holders, resets
+from sinks import actions, calendar, corrections, holders, resets
 from sinks.database import Connection
 from sinks.ranges import PRIORITY, RESET_RATE, OutOfRange, Real, Whole
 
@@ -247,6 +247,7 @@ async def reprocess(
     if security_id is None and portfolio_id is None:
         raise Refused("name a security, a portfolio, or both")
     async with connection.transaction():
+        await _require_closed(connection, from_date)
         arguments = {"security_id": security_id, "portfolio_id": portfolio_id, "from_date": from_date.isoformat()}
         await actions.write_down(connection, actor, "reprocess", arguments)
         if portfolio_id is None:
@@ -303,6 +304,14 @@ def _check(numbers: Real | Whole, name: str, value: float) -> None:
 async def _require_known(connection: Connection, security_id: str) -> None:
     if await connection.fetchval("select 1 from securities where security_id = $1", security_id) is None:
         raise Refused(f"security {security_id} is unknown: it has no price and no position")
+
+
+async def _require_closed(connection: Connection, from_date: date) -> None:
+    """No date after L has been valued: a correction from there on would wait for a valuation that nothing makes due."""
+    latest = await calendar.latest_closed(connection)
+    if latest is None or from_date > latest:
+        closed = f"the latest closed date is {latest}" if latest else "no date is closed"
+        raise Refused(f"nothing has been valued from {from_date} on: {closed}")
 
 
 async def _locked(connection: Connection, job_id: int) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, Literal
 
 from sinks import holders
@@ -14,7 +15,7 @@ Phase = Literal["WAITING", "RESETTING", "VALUING", "RIGHT", "HELD"]
 
 PHASE = """
 case when c.right_at is not null then 'RIGHT' when c.held then 'HELD' when c.reset_at is not null then 'VALUING'
-     when j.started_at is not null then 'RESETTING' else 'WAITING' end
+     when j.status = 'PROCESSING' then 'RESETTING' else 'WAITING' end
 """
 """SQL: the phase of the correction `c`; `j` is its job, if it has one."""
 
@@ -25,6 +26,9 @@ with latest as (select max(business_date) as business_date from business_dates)
 select c.seq, c.security_id, c.earliest_date, c.reason, {PHASE} as phase, c.issued_at, c.job_id,
        j.status as job_status, j.priority, j.failure_reason, j.keys_total, j.keys_done,
        still.keys_to_value, still.dates_left, j.started_at, j.finished_at, c.reset_at, c.right_at,
+       coalesce(c.snapshots_changed, so_far.snapshots) as snapshots_changed,
+       coalesce(c.absolute_change, so_far.absolute_change) as absolute_change,
+       coalesce(c.changed_from, so_far.from_date) as changed_from, coalesce(c.changed_to, so_far.to_date) as changed_to,
        extract(epoch from c.right_at - c.issued_at)::float8 as seconds_to_right,
        extract(epoch from coalesce(j.finished_at, clock_timestamp()) - j.started_at)::float8 as resetting_seconds,
        extract(epoch from clock_timestamp() - c.reset_at)::float8 as valuing_seconds
@@ -38,6 +42,11 @@ cross join lateral (
     where c.right_at is null and s.security_id = c.security_id and s.reset_seq <= c.seq
       and {holders.due("s", "latest.business_date")}
 ) as still
+cross join lateral (
+    select coalesce(sum(snapshots), 0)::bigint as snapshots, coalesce(sum(absolute_change), 0) as absolute_change,
+           min(from_date) as from_date, max(to_date) as to_date
+    from correction_changes d where c.right_at is null and d.seq = c.seq
+) as so_far
 where c.seq = any($1::bigint[])
 order by array_position($1::bigint[], c.seq)
 """
@@ -51,6 +60,7 @@ class CorrectionProgress:
 
     keys_total, keys_done: of the reset (None without a job). keys_to_value, dates_left: reset, and not valued yet.
     keys_per_second: of the phase it is in; eta_seconds: of that phase; None where nothing is known yet.
+    snapshots_changed, absolute_change (of market values), changed_from, changed_to: of what the books had said, so far.
     """
 
     seq: int
@@ -73,7 +83,16 @@ class CorrectionProgress:
     finished_at: datetime | None
     reset_at: datetime | None
     right_at: datetime | None
+    snapshots_changed: int
+    absolute_change: Decimal
+    changed_from: date | None
+    changed_to: date | None
     seconds_to_right: float | None
+
+    @property
+    def keys_to_reset(self) -> int:
+        """Holders that the reset has still to reach, as counted when the job was opened."""
+        return 0 if self.reset_at else max(0, (self.keys_total or 0) - (self.keys_done or 0))
 
 
 async def correction_progress(connection: Connection, seq: int) -> CorrectionProgress | None:

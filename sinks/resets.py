@@ -166,7 +166,8 @@ with done as materialized (
     from done j where j.keys > 0 and d.security_id = j.security_id
 )
 update reprocessing_jobs j set
-    status = $2, failure_reason = $3, started_at = coalesce(j.started_at, clock_timestamp()),
+    status = $2, failure_reason = $3,
+    started_at = case when $2 = 'COMPLETE' then coalesce(j.started_at, clock_timestamp()) else j.started_at end,
     finished_at = clock_timestamp(), next_attempt_at = null,
     keys_done = case when done.counted then done.keys else j.keys_done end,
     keys_total = case when $2 <> 'COMPLETE' then j.keys_total when done.counted then done.keys else j.keys_done end

@@ -13,8 +13,8 @@ from datetime import date
 
 import asyncpg
 
-from sinks import calendar, corrections, holders
-from sinks.database import BY_INDEX, Connection, Pool
+from sinks import calendar, corrections, holders, settling
+from sinks.database import Connection, Pool
 
 _SECURITIES_AT_ONCE = 1_000
 _LOOKED_UP = 10_000  # securities of a queue
@@ -48,7 +48,7 @@ _CLAIM = f"""
 select claimed.*
 from unnest($1::text[], $2::text[]) as page (security_id, cursor)
 cross join lateral (
-    select s.security_id, s.portfolio_id, s.watermark_date, s.epoch
+    select s.security_id, s.portfolio_id, s.watermark_date, s.epoch, s.reset_seq
     from position_state s
     where s.security_id = page.security_id and s.portfolio_id > page.cursor and {holders.due("s", "$3::date")}
     order by s.portfolio_id
@@ -93,8 +93,9 @@ from idle where s.security_id = idle.security_id and s.portfolio_id = idle.portf
 # or merged, where an estimate of one row would make a nested loop of thousands by tens of thousands.
 _WANTED = """
 with claimed as materialized (
-    select c.*, b.base_date
-    from unnest($1::text[], $2::text[], $3::date[], $4::int[]) as c (security_id, portfolio_id, watermark_date, epoch)
+    select c.*, b.base_date, (select issued_at from corrections where seq = c.reset_seq) as issued_at
+    from unnest($1::text[], $2::text[], $3::date[], $4::int[], $6::bigint[])
+        as c (security_id, portfolio_id, watermark_date, epoch, reset_seq)
     join (  -- once per date: thousands of keys have few
         select watermark_date, (select max(business_date) from business_dates where business_date <= d.watermark_date)
             as base_date
@@ -110,8 +111,8 @@ with claimed as materialized (
         order by p.price_date desc limit 1
     ) as q on true
 ), ranges as (
-    select c.security_id, c.portfolio_id, c.epoch, c.watermark_date, c.base_date, h.quantity, h.cost_basis,
-           h.position_date as from_date,
+    select c.security_id, c.portfolio_id, c.epoch, c.watermark_date, c.base_date, c.reset_seq, c.issued_at,
+           h.quantity, h.cost_basis, h.position_date as from_date,
            lead(h.position_date) over (partition by c.security_id, c.portfolio_id order by h.sequence) as to_date
     from (
         select c.*, coalesce((
@@ -129,6 +130,7 @@ with claimed as materialized (
     ) as h
 ), days as (
     select r.security_id, r.portfolio_id, r.epoch, r.watermark_date, d.business_date, r.quantity, r.cost_basis,
+           r.reset_seq, d.closed_at > r.issued_at as is_later,
            lag(r.quantity, 1, 0) over (partition by r.security_id, r.portfolio_id order by d.business_date) as previous
     from ranges r
     join business_dates d on d.business_date >= r.from_date and (r.to_date is null or d.business_date < r.to_date)
@@ -138,7 +140,8 @@ with claimed as materialized (
            case when quantity = 0 then 0 else value end as market_value,
            case when quantity = 0 then 0 else value - cost_basis end as unrealized_gain_loss,
            case when price is null then 'UNVALUED' when price_date = business_date then 'VALUED_CURRENT'
-                else 'VALUED_STALE' end as valuation_status
+                else 'VALUED_STALE' end as valuation_status,
+           reset_seq, is_later
     from (
         select days.*, q.price, q.price_date, round_half_even(days.quantity * q.price, 10) as value
         from (
@@ -150,9 +153,11 @@ with claimed as materialized (
     ) as valued
 """
 
+# `seq` is the correction that a snapshot changes for. It is null where the books had said nothing yet: the date was
+# closed after the correction was issued.
 _REVALUE = f"""{_WANTED}
 ), found as (
-    select s.* from claimed c
+    select s.*, c.reset_seq from claimed c
     cross join lateral (
         select s.ctid as place, s.* from daily_position_snapshots s
         where s.security_id = c.security_id and s.portfolio_id = c.portfolio_id and s.valuation_date > c.watermark_date
@@ -163,7 +168,8 @@ _REVALUE = f"""{_WANTED}
            coalesce(w.portfolio_id, f.portfolio_id) as portfolio_id,
            coalesce(w.valuation_date, f.valuation_date) as valuation_date, w.valuation_date is null as excess,
            w.epoch, w.quantity, w.cost_basis, w.price, w.price_date, w.market_value, w.unrealized_gain_loss,
-           w.valuation_status
+           w.valuation_status, f.market_value as value_before,
+           case when f.place is not null or not w.is_later then coalesce(w.reset_seq, f.reset_seq) end as seq
     from wanted w
     full join found f using (security_id, portfolio_id, valuation_date)
     where (w.quantity, w.cost_basis, w.price, w.price_date, w.market_value, w.unrealized_gain_loss, w.valuation_status)
@@ -188,8 +194,33 @@ _REVALUE = f"""{_WANTED}
            unrealized_gain_loss, valuation_status
     from difference where place is null
 ), per_key as (
-    select security_id, portfolio_id, min(valuation_date) as from_date, count(*) as changed
+    select security_id, portfolio_id, min(valuation_date) as from_date, count(*) as changed, max(seq) as seq,
+           count(seq) as corrected, min(valuation_date) filter (where seq is not null) as corrected_from,
+           max(valuation_date) filter (where seq is not null) as corrected_to,
+           sum(abs(coalesce(market_value, 0) - coalesce(value_before, 0))) filter (where seq is not null) as total
     from difference group by security_id, portfolio_id
+), summed as (
+    insert into correction_changes (seq, snapshots, absolute_change, from_date, to_date)
+    select seq, sum(corrected), sum(total), min(corrected_from), max(corrected_to)
+    from per_key where seq is not null group by seq
+), largest as (
+    select * from (
+        select *, row_number() over (partition by seq order by total desc, portfolio_id) as place
+        from per_key where seq is not null
+    ) as ranked
+    where place <= {corrections.VALUES_KEPT}
+), kept as (
+    insert into correction_values as v
+        (seq, security_id, portfolio_id, valuation_date, quantity, market_value_before, market_value_after)
+    select l.seq, l.security_id, l.portfolio_id, l.corrected_from, coalesce(d.quantity, 0), d.value_before,
+           d.market_value
+    from largest l
+    full join difference d on d.security_id = l.security_id and d.portfolio_id = l.portfolio_id
+        and d.valuation_date = l.corrected_from
+    where coalesce(l.seq, 0) > 0
+    on conflict (seq, security_id, portfolio_id) do update set
+        quantity = excluded.quantity, market_value_after = excluded.market_value_after
+        where v.valuation_date = excluded.valuation_date
 ), published as (
     insert into outbox_events (topic, message_key, value)
     select 'position-valuations', position_key(k.portfolio_id, k.security_id),
@@ -211,26 +242,6 @@ _ADVANCE = """
 update position_state s set watermark_date = $3, status = 'CURRENT', reset_seq = null
 from unnest($1::text[], $2::text[]) as key (security_id, portfolio_id)
 where s.security_id = key.security_id and s.portfolio_id = key.portfolio_id
-"""
-
-# Asked security by security, whatever the statistics say: while a giant's reset is news to them, an anti-join would
-# hold every security against every key that is behind.
-_ALL_VALUED = """
-(select 1 from position_state s where s.security_id = d.security_id and s.watermark_date < $2 limit 1) is null
-"""
-
-_DONE = f"select security_id from securities d where security_id = any($1::text[]) and {_ALL_VALUED}"
-
-# Who holds the row sees to it, or the next sweep does.
-_HOLD = """
-select security_id from securities where security_id = any($1::text[])
-order by security_id
-for no key update skip locked
-"""
-
-_RAISE = f"""
-update securities d set valued_through = $2
-where d.security_id = any($1::text[]) and d.valued_through < $2 and {_ALL_VALUED}
 """
 
 
@@ -262,28 +273,39 @@ class Valuation:
         self._kept_until = 0.0
         self._turns = deque(["corrected", "behind"])  # in turn, so that neither starves the other
         self._swept = 0.0
+        self._swept_to = ""
 
     async def pass_once(self) -> Pass:
         """Value up to `keys` dirty keys in one transaction; then, in another, tell what became right."""
         async with self._pool.acquire() as connection:
             latest = await calendar.latest_closed(connection)
-            if latest is None:
-                return Pass()
             self._turns.rotate()
             if time.monotonic() >= self._kept_until:
                 self._queues.clear()
             async with connection.transaction():
                 await connection.execute(_PLAN_FOR_THESE)
-                done, passed = await self._value_queued(connection, latest)
-                if done == Pass():  # nothing is queued, or others have done it
-                    await self._look_up(connection, latest)
-                    done, more = await self._value_queued(connection, latest)
-                    passed += more
+                done, passed = Pass(), list[str]()
+                if latest is not None:
+                    done, passed = await self._value_due(connection, latest)
                 if done == Pass() or time.monotonic() - self._swept > _SWEEP_SECONDS:
                     self._swept = time.monotonic()
-                    passed += await corrections.unsettled(connection, _SECURITIES_AT_ONCE)
-            raised, right = await _settle(connection, passed, latest)
+                    passed += await self._sweep(connection)
+            raised, right = await settling.settle(connection, passed, latest)
         return replace(done, securities=raised, right=tuple(right))
+
+    async def _sweep(self, connection: Connection) -> list[str]:
+        """Securities with corrections that may be right without having been passed here, in turn."""
+        found = await corrections.unsettled(connection, self._swept_to, _SECURITIES_AT_ONCE)
+        self._swept_to = found[-1] if len(found) == _SECURITIES_AT_ONCE else ""
+        return found
+
+    async def _value_due(self, connection: Connection, latest: date) -> tuple[Pass, list[str]]:
+        done, passed = await self._value_queued(connection, latest)
+        if done == Pass():  # nothing is queued, or others have done it
+            await self._look_up(connection, latest)
+            done, more = await self._value_queued(connection, latest)
+            passed += more
+        return done, passed
 
     async def _look_up(self, connection: Connection, latest: date) -> None:
         started = time.monotonic()
@@ -333,25 +355,12 @@ class Valuation:
         return passed
 
 
-async def _settle(connection: Connection, passed: Sequence[str], latest: date) -> tuple[int, list[corrections.Right]]:
-    """Securities without a key behind are told so, and corrections that are right now; looked at before locking."""
-    if not passed:
-        return 0, []
-    async with connection.transaction():
-        await connection.execute(BY_INDEX)
-        done = [row["security_id"] for row in await connection.fetch(_DONE, passed, latest)]
-        if not done:
-            return 0, []
-        held = [row["security_id"] for row in await connection.fetch(_HOLD, done)]
-        tag = await connection.execute(_RAISE, held, latest)
-        return int(tag.split()[-1]), await corrections.settle(connection, held)
-
-
 async def _revalue(connection: Connection, claimed: Sequence[asyncpg.Record], latest: date) -> int:
     if not claimed:
         return 0
     securities, portfolios = [row["security_id"] for row in claimed], [row["portfolio_id"] for row in claimed]
     watermarks, epochs = [row["watermark_date"] for row in claimed], [row["epoch"] for row in claimed]
-    written: int = await connection.fetchval(_REVALUE, securities, portfolios, watermarks, epochs, latest)
+    seqs = [row["reset_seq"] for row in claimed]
+    written: int = await connection.fetchval(_REVALUE, securities, portfolios, watermarks, epochs, latest, seqs)
     await connection.execute(_ADVANCE, securities, portfolios, latest)
     return written

@@ -19,7 +19,7 @@ from streams.visible import visible
 from tidemark.commands.output import echo, echo_json
 
 _MODULES = {
-    "up": "stack", "status": "stack", "down": "stack", "demo": "demo", "worker": "worker", "topics": "worker",
+    "up": "stack", "status": "status", "down": "stack", "demo": "demo", "worker": "worker", "topics": "worker",
     "acls": "worker", "produce": "produce", "audit": "audit", "history": "history", "values": "history", "jobs": "jobs",
     "pause": "jobs", "resume": "jobs", "throttle": "jobs", "impact": "jobs", "reprocess": "jobs",
     "lag": "lag", "outbox": "outbox",

@@ -141,6 +141,18 @@ select sum(next_offset)::bigint = (select coalesce(sum(new_offset - old_offset),
 from kafka_offsets
 """
 
+# From which date on readers are told that a security's dates are provisional, and from which the ledger says so.
+_REACH_DISAGREES = """
+select security_id, said.first as said, ledger.first as ledger
+from (select security_id, least(whole_from, part_from) as first from reach) as said
+full join (
+    select security_id, min(earliest_date) as first from corrections
+    where right_at is null and reset_at is null group by security_id
+) as ledger using (security_id)
+where said.first is distinct from ledger.first
+limit 3
+"""
+
 _NO_TILES = """
 select 'offsets do not tile' as what, txid, topic, partition, expected, old_offset, new_offset
 from (select *, lag(new_offset, 1, 0) over (partition by topic, partition order by id) as expected
@@ -232,6 +244,8 @@ class Witness:
                     self.disagreements.append(str(dict(row)))
             if await connection.fetchval(_OFFSETS_AGREE) is False:
                 self.disagreements.append("offsets differ from the sum of their moves")
+            for row in await connection.fetch(_REACH_DISAGREES):
+                self.disagreements.append(f"reach differs from the ledger: {dict(row)}")
             self.samples += 1
             if time.monotonic() > audit_at:
                 await self._audit()
@@ -239,7 +253,7 @@ class Witness:
             await asyncio.sleep(0.2)
 
     async def _audit(self) -> None:
-        """No key that is not dirty may have a snapshot that a recomputation of the same moment does not have."""
+        """No snapshot told as final may differ from a recomputation of the same moment (key_finality, dirty_keys)."""
         result = await audit_books(self.dsn, "FIFO", scope=Scope(sample=50))
         self.audited += result.keys
         self.disagreements += [f"while faults went on: {difference}" for difference in result.differences[:3]]

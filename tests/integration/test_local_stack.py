@@ -97,7 +97,7 @@ def test_an_unreachable_broker_or_database_is_one_line(
 def test_nothing_runs(data_dir: Path) -> None:
     assert_one_line(tidemark("status", data_dir=data_dir), "no local stack")
     assert status(data_dir) == {
-        "broker_url": None, "database_url": None, "web_url": None, "ready": False, "workers": [],
+        "broker_url": None, "database_url": None, "web_url": None, "ready": False, "workers": [], "books": None,
     }  # fmt: skip
     assert tidemark("down", data_dir=data_dir).returncode == 0
     for command in (["migrate"], ["topics"], ["worker", "books"], ["audit"], ["produce", "prices", "-"]):

@@ -22,6 +22,7 @@ from sinks import (
     corrections,
     history,
     holders,
+    ledger,
     monitor,
     offsets,
     outbox,
@@ -33,6 +34,7 @@ from sinks import (
     replay,
     resets,
     retention,
+    settling,
     transactions,
     valuation,
 )
@@ -186,7 +188,7 @@ async def test_a_valuation_reads_the_keys_that_are_due(books: Explaining) -> Non
     books.check(
         rows(KEYS, of_each=3),
         *(valuation._DUE, valuation._CLAIM, valuation._REVALUE, valuation._ADVANCE),
-        *(valuation._MOVE_ON, valuation._DONE, valuation._HOLD, valuation._RAISE),
+        *(valuation._MOVE_ON, settling._DONE, settling._HOLD, settling._RAISE),
         *(corrections._SETTLE, corrections._UNSETTLED),
     )
 
@@ -205,8 +207,8 @@ async def test_what_is_done_is_told_by_its_own_keys_while_a_giant_is_due(books: 
     await books.connection.execute(
         "update securities set valued_through = $2 where security_id = any($1)", many, LATE - timedelta(days=1)
     )
-    assert await valuation._settle(books, many, LAST) == (len(many), [])
-    books.check(rows(len(many) * HOLDERS), valuation._DONE, valuation._HOLD, valuation._RAISE)
+    assert await settling.settle(books, many, LAST) == (len(many), [])
+    books.check(rows(len(many) * HOLDERS), settling._DONE, settling._HOLD, settling._RAISE)
 
 
 async def test_a_closed_date_is_valued_key_by_key(books: Explaining) -> None:
@@ -260,12 +262,56 @@ async def test_a_herd_is_valued_although_statistics_know_of_one_security_only(bo
     )
 
 
-async def test_counting_the_backlog_reads_what_is_due(books: Explaining) -> None:
-    await reset(books, FEW)
+async def test_counting_the_backlog_reads_what_is_provisional(books: Explaining) -> None:
+    """Half of the securities are reset; the corrections of the others wait."""
+    await books.connection.execute(
+        "update corrections set reset_at = now(), right_at = now() where right_at is null and security_id <> all($1)",
+        FEW,
+    )
+    await reset(books, FEW[:5])
+    async with books.transaction():
+        assert (await monitor.count_keys(books))["dirty_keys"] == KEYS
+    books.check(rows(KEYS), monitor._KEYS)
+
+
+async def test_counting_the_ledger_reads_what_is_open(books: Explaining) -> None:
     await books.connection.execute("update backlog set again_at = '-infinity'")
-    _, gauges = await backlog.read(books)
-    assert (gauges.dirty_keys, gauges.corrections_open) == (KEYS, OPEN)
-    books.check(rows(KEYS), monitor._KEYS, monitor._LEDGER, backlog._KEEP)
+    _, found = await backlog._part(books, "ledger", monitor.read_ledger, 5)
+    assert found["corrections_open"] == OPEN
+    books.check(rows(0), monitor._LEDGER, backlog._KEEP)
+
+
+async def test_what_is_provisional_is_told_by_index(books: Explaining) -> None:
+    """Of a key, and of a security on a date, while corrections wait for every security."""
+    found = await ledger.daily_values(books, portfolio(1), FEW[0])
+    assert [row["provisional"] for row in found] == [True] * 3
+    holders_ = await books.fetch(
+        "select provisional from current_valuations where security_id = $1 and valuation_date = $2", FEW[0], LAST
+    )
+    assert [row["provisional"] for row in holders_] == [True] * HOLDERS
+    assert len(await ledger.largest_holders(books, FEW[0])) == 10
+    books.check(
+        rows(HOLDERS, of_each=3, ledger=10) | {"reach": HOLDERS, "business_dates": 400}, ledger._VALUES, ledger._LARGEST
+    )
+
+
+async def test_reach_is_kept_by_index(books: Explaining) -> None:
+    """Triggers keep it, whose statements show in Postgres' counters only: each looks at the corrections it is about."""
+    counters = (
+        "select sum(seq_scan)::int as scans, sum(idx_tup_fetch)::int as rows from pg_stat_xact_user_tables "
+        "where relname in ('corrections', 'reach')"
+    )
+    connection = books.connection
+    before = await connection.fetchrow(counters)
+    jobs = await issue(books, FEW)
+    opened = await resets.open_jobs(connection, jobs)
+    of_jobs = "select whole_from, part_from from reach where security_id = any($1)"
+    assert set(map(tuple, await connection.fetch(of_jobs, FEW))) == {(None, LATE)}
+    await resets.reset_small(connection, opened)
+    assert await connection.fetch(of_jobs, FEW) == []
+    after = await connection.fetchrow(counters)
+    assert after["scans"] == before["scans"]
+    assert after["rows"] - before["rows"] <= len(FEW) * 3 * 20, "three corrections each, some looks at each"
 
 
 async def test_progress_reads_what_its_corrections_wait_for(books: Explaining) -> None:

@@ -87,6 +87,7 @@ HEALTHY: dict[str, dict[str, str]] = {
         lag_seconds("tidemark-resets"): "0x10 60+60x28 0x22",
         "correction_oldest_open_seconds": "0x10 60+60x28 0x22",
         "corrections_open": "0x10 3x28 0x22",
+        "dirty_keys": "0x10 500x28 0x22",
     },
     "a bank's day is closed and valued": {
         "dirty_keys": "0x10 1000000-50000x20 0x30",
@@ -119,7 +120,7 @@ DISASTERS: dict[str, tuple[str, dict[str, str]]] = {
     "the audit finds five thousand differences": ("AuditDifferences", {"audit_differences_total": "0x10 5000x50"}),
     "nobody values": (
         "BooksBehind",
-        {"dirty_keys": "0x5 1000x55", "scheduler_gap_days": "0x5 1x55", "valuation_keys_total": "70x60"},
+        {"scheduler_gap_days": "0x5 1x55", "valuation_keys_total": "70x60"},
     ),
     "the books are three days behind": ("BooksBehind", {"scheduler_gap_days": "3x60"}),
     "the last worker of a role is gone": ("RoleMissing", {ready("books"): "1x10 stale _x50"}),

@@ -104,7 +104,7 @@ async def test_an_operator_follows_and_steers_a_correction(running: Topology, we
         replaced = page.get_by_role("region", name="Prices it replaced").get_by_role("row").nth(1)
         await expect(replaced).to_contain_text("none")
         await expect(replaced).to_contain_text("12")
-        changed = page.get_by_role("region", name="What that changed on").get_by_role("row").nth(1)
+        changed = page.get_by_role("region", name="What that changed most").get_by_role("row").nth(1)
         await expect(changed).to_contain_text("70")
         await expect(changed).to_contain_text("84")
         await shoot(page, "correction-effect")

@@ -21,7 +21,8 @@ from tidemark.commands.numbers import Number
 
 _DIFFERENCE = ("transaction_id", "change", "old_quantity", "new_quantity", "old_cost_basis", "new_cost_basis",
                "old_realized_gain_loss", "new_realized_gain_loss")  # fmt: skip
-_VALUES = ("valuation_date", "quantity", "cost_basis", "price", "market_value", "valuation_status", "provisional")
+_VALUES = ("valuation_date", "quantity", "cost_basis", "price", "market_value", "valuation_status", "provisional",
+           "provisional_since_seq")  # fmt: skip
 _POSITION = ("sequence", "transaction_id", "position_date", "epoch", "quantity", "cost_basis", "realized_gain_loss")
 
 
@@ -85,7 +86,8 @@ async def _read(
 def values(portfolio: str, security: str, days: int, as_json: bool) -> None:
     """Show what SECURITY in PORTFOLIO was worth on each business date.
 
-    A provisional date waits to be valued (again): a correction or the date's closing has not got there yet.
+    A provisional date waits to be valued (again): a correction, whatever holds it up, or the date's closing has not
+    got there yet. The last column names the oldest such correction.
     """
     rows = asyncio.run(_values(portfolio, security, days))
     if as_json:
@@ -98,10 +100,9 @@ def values(portfolio: str, security: str, days: int, as_json: bool) -> None:
 
 async def _values(portfolio: str, security: str, days: int) -> list[dict[str, object]]:
     async with open_connection(load().dsn) as connection:
-        state = await monitor.read_key(connection, portfolio, security, limit=1)
-        if state is None:
+        if await monitor.read_key(connection, portfolio, security, limit=1) is None:
             raise click.ClickException(f"portfolio {portfolio} has never held {security}")
-        return await ledger.daily_values(connection, portfolio, security, state["watermark_date"], days)
+        return await ledger.daily_values(connection, portfolio, security, days)
 
 
 async def _check_epochs(found: History, portfolio: str, security: str, asked: Sequence[int]) -> None:

@@ -1,12 +1,9 @@
-"""`tidemark up`, `status`, `down`: the local stack, or the workers alone where broker and database are named."""
+"""`tidemark up`, `down`: the local stack, or the workers alone where broker and database are named."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
-import sys
-from typing import Any
 
 import click
 
@@ -32,33 +29,13 @@ def up(detach: bool) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-def status(as_json: bool) -> None:
-    """Show the local stack's addresses and workers; exits with 1 unless it is ready."""
-    folder = load_named().data_dir
-    found = state.read(folder)
-    alive = found if found and found.alive else None
-    if as_json:
-        output.echo_json(json.dumps(_summary(alive), indent=2))
-    elif alive is None:
-        raise click.ClickException(f"no local stack runs in {folder}: start one with `tidemark up`")
-    else:
-        _print_addresses(alive)
-        for worker in alive.workers:
-            shown = "ready" if worker.ready else "not ready"
-            output.echo(f"{worker.role:<10} pid {worker.pid or '-'}  {worker.web_url}  {shown}")
-    if alive is None or not alive.ready:
-        sys.exit(1)
-
-
-@click.command()
 def down() -> None:
     """Stop the local stack; its data stays."""
     folder = load_named().data_dir
     output.echo("stopped" if detached.stop(folder) else f"no local stack runs in {folder}")
 
 
-COMMANDS = [up, status, down]
+COMMANDS = [up, down]
 
 
 async def _run(settings: Settings) -> None:
@@ -88,7 +65,7 @@ async def _run(settings: Settings) -> None:
             return
     found = state.read(settings.data_dir)
     if found:
-        _print_addresses(found)
+        print_addresses(found)
     output.echo("Ctrl-C stops it.")
     await stopping.wait()
     with console.status("Stopping"):
@@ -98,24 +75,10 @@ async def _run(settings: Settings) -> None:
 def _detach(settings: Settings) -> None:
     with output.console(stderr=True).status("Starting") as progress:
         found = detached.start(settings.data_dir, {}, lambda step: progress.update(output.text(step)))
-    _print_addresses(found)
+    print_addresses(found)
 
 
-def _summary(found: state.StackState | None) -> dict[str, Any]:
-    if found is None:
-        return {"broker_url": None, "database_url": None, "web_url": None, "ready": False, "workers": []}
-    return {
-        "broker_url": found.broker_url,
-        "database_url": found.database_url,
-        "web_url": found.web_url,
-        "ready": found.ready,
-        "workers": [
-            {"role": w.role, "pid": w.pid, "web_url": w.web_url, "ready": w.ready, "restarts": w.restarts}
-            for w in found.workers
-        ],
-    }
-
-
-def _print_addresses(found: state.StackState) -> None:
+def print_addresses(found: state.StackState) -> None:
+    """Where the parts of a local stack are."""
     for name, url in (("broker", found.broker_url), ("database", found.database_url), ("web", found.web_url)):
         output.echo(f"{name:<10}{url}")

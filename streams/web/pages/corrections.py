@@ -53,7 +53,7 @@ class Corrections:
                 return render.page(request, "correction_live.html", found=found, limit=limit, steps=steps)
             holders = await ledger.largest_holders(connection, found.security_id)
             corrected = await ledger.corrected_prices(connection, seq)
-            changed = await ledger.changed_values(connection, seq) if corrected else []
+            changed = await ledger.changed_values(connection, seq)
             prices = await ledger.prices_around(connection, found.security_id, found.earliest_date)
             others = await progress.security_progress(connection, found.security_id, 6)
         return render.page(

@@ -65,7 +65,7 @@ class Key:
             if state is None:
                 raise Problem("not-found", f"portfolio {portfolio} has never held {security}")
             rows = await ledger.epochs(connection, portfolio, security, _ROWS)
-            values = await ledger.daily_values(connection, portfolio, security, state["watermark_date"])
+            values = await ledger.daily_values(connection, portfolio, security)
         chart = value_chart(
             [
                 (
@@ -86,6 +86,7 @@ class Key:
             chart=chart,
             values=values[-_LATEST_SHOWN:][::-1],
             provisional=sum(row["provisional"] for row in values),
+            since=min((row["provisional_since_seq"] for row in values if row["provisional_since_seq"]), default=None),
         )
 
 
