@@ -6,85 +6,16 @@ The watermark is the only truth about what is to be done; nothing is in flight o
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import Any
 
-import asyncpg
+from sinks import calendar, corrections, settling
+from sinks.claims import PLAN_FOR_THESE, SECURITIES_AT_ONCE, Claims
+from sinks.database import BY_INDEX, Connection, Pool
 
-from sinks import calendar, corrections, holders, settling
-from sinks.database import Connection, Pool
-
-_SECURITIES_AT_ONCE = 1_000
-_LOOKED_UP = 10_000  # securities of a queue
 _SWEEP_SECONDS = 1.0  # for corrections that left no key to value
-
-KEPT_FOR = 10.0
-"""How many times as long as looking it up took a crowd's queues are kept, if they last that long: looking up passes
-over all that is due, and before each transaction it would take a herd of 50,000 securities half of its time."""
-
-# Two queues: what corrections wait for, by priority, oldest first; and what a newly closed date or a new transaction
-# made due, longest behind first. Corrections are looked up security by security, whatever the statistics say: these lag
-# behind a herd, and any other way of joining costs a product.
-_DUE = """
-with due as materialized (
-    select d.security_id, d.valued_through, open.seq, open.priority
-    from (select security_id, valued_through from securities where valued_through < $1 offset 0) as d
-    left join lateral (
-        select min(c.seq) as seq,
-               max(coalesce((select priority from reprocessing_jobs j where j.job_id = c.job_id), 0)) as priority
-        from corrections c
-        where c.security_id = d.security_id and c.right_at is null and not c.held
-        having count(*) > 0
-    ) as open on true
-)
-select array(select security_id from due where seq is not null order by priority desc, seq limit $2) as corrected,
-       array(select security_id from due where seq is null order by valued_through, security_id limit $2) as behind
-"""
-
-# Page by page in the order asked for, from each security's cursor on. It never waits, so the order of locks is free.
-_CLAIM = f"""
-select claimed.*
-from unnest($1::text[], $2::text[]) as page (security_id, cursor)
-cross join lateral (
-    select s.security_id, s.portfolio_id, s.watermark_date, s.epoch, s.reset_seq
-    from position_state s
-    where s.security_id = page.security_id and s.portfolio_id > page.cursor and {holders.due("s", "$3::date")}
-    order by s.portfolio_id
-    limit $4
-    for no key update skip locked
-) as claimed
-limit $4
-"""
-
-# A plan for any claim is one for ten keys of one security; for two thousand of a thousand it is quadratic. Nor may a
-# claim sort: each page of a giant would read all that is left of it. And nothing may read through a whole table. How
-# many dates are dirty the planner cannot know: it takes a third of all, and would hash a few in files.
-_PLAN_FOR_THESE = """
-set local plan_cache_mode = force_custom_plan;
-set local enable_bitmapscan = off;
-set local enable_seqscan = off;
-set local work_mem = '32MB'
-"""
-
-# A closed position has nothing to value: its watermark moves on in bulk, no history or price is read.
-_MOVE_ON = f"""
-with idle as (
-    select s.security_id, s.portfolio_id
-    from unnest($1::text[]) as page (security_id)
-    cross join lateral (
-        select security_id, portfolio_id from position_state s
-        where s.security_id = page.security_id and s.watermark_date < $2::date and not {holders.due("s", "$2::date")}
-        order by portfolio_id
-        limit $3
-        for no key update skip locked
-    ) as s
-    limit $3
-)
-update position_state s set watermark_date = $2, status = 'CURRENT', reset_seq = null
-from idle where s.security_id = idle.security_id and s.portfolio_id = idle.portfolio_id
-"""
 
 # A snapshot of its own: the claim's may be older than the price that the reset was for. Per key: the last history row
 # up to the business date before the first dirty one, and all after it, as ranges of dates; several rows of one date
@@ -260,18 +191,11 @@ class Pass:
 
 
 class Valuation:
-    """The loop's state is only where claims ended: without it claiming is quadratic in a security's keys.
-
-    And, of a crowd, the queues: else it would be quadratic in securities.
-    """
+    """The loop; what it keeps between two passes is where to claim next."""
 
     def __init__(self, pool: Pool, keys: int) -> None:
+        self.claims = Claims(keys)
         self._pool = pool
-        self._keys = keys
-        self._cursors: dict[str, str] = {}
-        self._queues: dict[str, list[str]] = {}
-        self._kept_until = 0.0
-        self._turns = deque(["corrected", "behind"])  # in turn, so that neither starves the other
         self._swept = 0.0
         self._swept_to = ""
 
@@ -279,11 +203,9 @@ class Valuation:
         """Value up to `keys` dirty keys in one transaction; then, in another, tell what became right."""
         async with self._pool.acquire() as connection:
             latest = await calendar.latest_closed(connection)
-            self._turns.rotate()
-            if time.monotonic() >= self._kept_until:
-                self._queues.clear()
+            self.claims.begin()
             async with connection.transaction():
-                await connection.execute(_PLAN_FOR_THESE)
+                await connection.execute(PLAN_FOR_THESE)
                 done, passed = Pass(), list[str]()
                 if latest is not None:
                     done, passed = await self._value_due(connection, latest)
@@ -295,72 +217,45 @@ class Valuation:
 
     async def _sweep(self, connection: Connection) -> list[str]:
         """Securities with corrections that may be right without having been passed here, in turn."""
-        found = await corrections.unsettled(connection, self._swept_to, _SECURITIES_AT_ONCE)
-        self._swept_to = found[-1] if len(found) == _SECURITIES_AT_ONCE else ""
+        found = await corrections.unsettled(connection, self._swept_to, SECURITIES_AT_ONCE)
+        self._swept_to = found[-1] if len(found) == SECURITIES_AT_ONCE else ""
         return found
 
     async def _value_due(self, connection: Connection, latest: date) -> tuple[Pass, list[str]]:
         done, passed = await self._value_queued(connection, latest)
         if done == Pass():  # nothing is queued, or others have done it
-            await self._look_up(connection, latest)
+            await self.claims.look_up(connection, latest)
             done, more = await self._value_queued(connection, latest)
             passed += more
         return done, passed
 
-    async def _look_up(self, connection: Connection, latest: date) -> None:
-        started = time.monotonic()
-        row = await connection.fetchrow(_DUE, latest, _LOOKED_UP)
-        self._queues = {name: row[name] for name in self._turns}
-        is_crowd = sum(map(len, self._queues.values())) > _SECURITIES_AT_ONCE
-        now = time.monotonic()
-        self._kept_until = now + KEPT_FOR * (now - started) if is_crowd else now
-
     async def _value_queued(self, connection: Connection, latest: date) -> tuple[Pass, list[str]]:
         """What was done, and the securities gone through to their end; when nothing was, the queues are empty now."""
-        done = Pass()
         passed: list[str] = []
-        for name in self._turns:
-            queue = self._queues.get(name, [])
-            while queue and done == Pass():
-                done, gone = await self._value(connection, queue[:_SECURITIES_AT_ONCE], latest)
-                del queue[: len(gone)]
-                passed += gone
-        return done, passed
-
-    async def _value(self, connection: Connection, page: Sequence[str], latest: date) -> tuple[Pass, list[str]]:
-        """The same of these securities; those gone through are the first of them."""
-        claimed = await self._claim(connection, page, latest)
-        snapshots = await _revalue(connection, claimed, latest)
-        closed = 0
-        if len(claimed) < self._keys:
-            tag = await connection.execute(_MOVE_ON, page, latest, self._keys)
-            closed = int(tag.split()[-1])
-        return Pass(len(claimed), snapshots, closed), self._move_on(page, claimed) if closed < self._keys else []
-
-    async def _claim(self, connection: Connection, page: Sequence[str], latest: date) -> list[asyncpg.Record]:
-        cursors = [self._cursors.get(security, "") for security in page]
-        claimed: list[asyncpg.Record] = await connection.fetch(_CLAIM, page, cursors, latest, self._keys)
-        return claimed
-
-    def _move_on(self, page: Sequence[str], claimed: Sequence[asyncpg.Record]) -> list[str]:
-        """The securities gone through to their end; a full claim ends within one."""
-        if len(claimed) < self._keys:
-            passed = list(page)
-        else:
-            last = claimed[-1]["security_id"]
-            self._cursors[last] = claimed[-1]["portfolio_id"]
-            passed = list(page[: page.index(last)])
-        for security in passed:
-            self._cursors.pop(security, None)
-        return passed
+        while page := self.claims.next_page():
+            claimed = await self.claims.claim(connection, page, latest)
+            done = await _value(connection, claimed, latest) if claimed else Pass()
+            passed += self.claims.passed(page, claimed)
+            if done != Pass():
+                return done, passed
+        return Pass(), passed
 
 
-async def _revalue(connection: Connection, claimed: Sequence[asyncpg.Record], latest: date) -> int:
-    if not claimed:
-        return 0
-    securities, portfolios = [row["security_id"] for row in claimed], [row["portfolio_id"] for row in claimed]
-    watermarks, epochs = [row["watermark_date"] for row in claimed], [row["epoch"] for row in claimed]
-    seqs = [row["reset_seq"] for row in claimed]
-    written: int = await connection.fetchval(_REVALUE, securities, portfolios, watermarks, epochs, latest, seqs)
-    await connection.execute(_ADVANCE, securities, portfolios, latest)
+async def _value(connection: Connection, claimed: Sequence[Mapping[str, Any]], latest: date) -> Pass:
+    """Value those of the claimed keys that are due up to `latest`, and move the watermarks of all on.
+
+    The caller holds their rows.
+    """
+    due = [row for row in claimed if row["due"]]
+    snapshots = await _revalue(connection, due, latest) if due else 0
+    keys = [row["security_id"] for row in claimed], [row["portfolio_id"] for row in claimed]
+    await connection.execute(BY_INDEX)  # a merge with the table's keys would begin at the security's first, each time
+    await connection.execute(_ADVANCE, *keys, latest)
+    return Pass(len(due), snapshots, len(claimed) - len(due))
+
+
+async def _revalue(connection: Connection, due: Sequence[Mapping[str, Any]], latest: date) -> int:
+    names = ("security_id", "portfolio_id", "watermark_date", "epoch")
+    columns = [[row[name] for row in due] for name in names]
+    written: int = await connection.fetchval(_REVALUE, *columns, latest, [row["reset_seq"] for row in due])
     return written

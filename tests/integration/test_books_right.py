@@ -36,7 +36,7 @@ async def test_a_stream_of_late_trades_puts_nothing_off(
     engine: Engine, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new key comes between each valuation and its settling, so there is never a moment without a key behind."""
-    engine.valuation._keys = 2
+    engine.valuation.claims.keys = 2
     await engine.take("business-dates", dates(1, 2, 3))
     await engine.take("prices", [price(1, 1)])
     await engine.take("transactions", [trade(f"h{n}", "BUY", 1, 10, 1, f"A{n}") for n in range(4)])
@@ -85,7 +85,7 @@ async def test_more_securities_than_a_sweep_looks_at_take_their_turn(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first ones wait for a key that somebody holds; the last one is right all the same."""
-    monkeypatch.setattr(valuation, "_SECURITIES_AT_ONCE", 2)
+    monkeypatch.setattr(valuation, "SECURITIES_AT_ONCE", 2)
     securities = [f"S{n}" for n in range(5)]
     await engine.take("business-dates", dates(1, 2))
     await engine.take("transactions", [trade(s, "BUY", 1, 10, 1, security=s) for s in securities])
@@ -139,7 +139,7 @@ async def effect(engine: Engine, seq: int) -> list[dict[str, Any]]:
 
 async def test_what_a_correction_changed_stays_as_it_was_told(engine: Engine) -> None:
     """Cancelled midway and requeued, valued five keys at a time, a date closed meanwhile; then all changes again."""
-    engine.valuation._keys = 5
+    engine.valuation.claims.keys = 6  # a closed key among them
     await engine.take("prices", [price(1, 100)])
     await engine.take("transactions", [trade(f"h{n:02}", "BUY", n + 1, 10, 1, f"H{n:02}") for n in range(12)])
     await engine.take("transactions", [trade("gone", "SELL", 5, 10, 2, "H04")])

@@ -7,23 +7,36 @@ from datetime import date
 import asyncpg
 import pytest
 
-from sinks import valuation
+from sinks import claims
 from sinks.database import Pool
 from sinks.valuation import Pass, Valuation
 from tests.herd import load
 
-_CROWD = [f"S{number:05}" for number in range(valuation._SECURITIES_AT_ONCE + 200)]
+_CROWD = [f"S{number:05}" for number in range(claims.SECURITIES_AT_ONCE + 200)]
 _AT_ONCE = 100
 
 
-class Counting(Valuation):
+class Counted(claims.Claims):
     """Counts how often it looks for what is due."""
 
     looked_up = 0
 
-    async def _look_up(self, connection: asyncpg.Connection, latest: date) -> None:
+    async def look_up(self, connection: asyncpg.Connection, latest: date) -> None:
         self.looked_up += 1
-        await super()._look_up(connection, latest)
+        await super().look_up(connection, latest)
+
+
+class Counting(Valuation):
+    """A valuation whose looks are counted."""
+
+    def __init__(self, pool: Pool, keys: int) -> None:
+        super().__init__(pool, keys)
+        self.claims: Counted = Counted(keys)
+
+    @property
+    def looked_up(self) -> int:
+        """How often so far."""
+        return self.claims.looked_up
 
 
 async def due(pool: Pool, securities: list[str]) -> None:
@@ -33,7 +46,7 @@ async def due(pool: Pool, securities: list[str]) -> None:
 
 
 async def test_a_crowd_is_looked_up_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(valuation, "KEPT_FOR", 1e9)
+    monkeypatch.setattr(claims, "KEPT_FOR", 1e9)
     await due(pool, _CROWD)
     valued = Counting(pool, _AT_ONCE)
     for number in range(len(_CROWD) // _AT_ONCE):
@@ -45,7 +58,7 @@ async def test_a_crowd_is_looked_up_once(pool: Pool, monkeypatch: pytest.MonkeyP
 
 
 async def test_a_crowd_is_looked_up_again_in_time(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(valuation, "KEPT_FOR", 0.0)
+    monkeypatch.setattr(claims, "KEPT_FOR", 0.0)
     await due(pool, _CROWD)
     valued = Counting(pool, _AT_ONCE)
     assert [(await valued.pass_once()).keys for _ in range(3)] == [_AT_ONCE] * 3
@@ -54,7 +67,7 @@ async def test_a_crowd_is_looked_up_again_in_time(pool: Pool, monkeypatch: pytes
 
 async def test_what_comes_to_a_few_is_seen_at_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a crowd is kept: a correction with priority need not wait until ten securities are done."""
-    monkeypatch.setattr(valuation, "KEPT_FOR", 1e9)
+    monkeypatch.setattr(claims, "KEPT_FOR", 1e9)
     await due(pool, _CROWD[:10])
     valued = Counting(pool, 1)
     assert [(await valued.pass_once()).keys for _ in range(3)] == [1] * 3
@@ -64,7 +77,7 @@ async def test_what_comes_to_a_few_is_seen_at_once(pool: Pool, monkeypatch: pyte
 async def test_a_worker_whose_crowd_was_valued_by_others_looks_again(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(valuation, "KEPT_FOR", 1e9)
+    monkeypatch.setattr(claims, "KEPT_FOR", 1e9)
     await due(pool, _CROWD)
     late, other = Counting(pool, _AT_ONCE), Valuation(pool, 2 * len(_CROWD))
     assert (await late.pass_once()).keys == _AT_ONCE

@@ -219,7 +219,7 @@ async def test_impact_says_what_the_correction_then_does(engine: Engine) -> None
 
 
 async def test_progress_follows_a_correction_until_the_books_are_right(engine: Engine) -> None:
-    engine.valuation._keys = 2
+    engine.valuation.claims.keys = 2
     await engine.take("prices", [price(1, 100)])
     await engine.take("transactions", [trade(f"h{n}", "BUY", 10, 100, 1, f"H{n}") for n in range(6)])
     await engine.take("business-dates", dates(1, 2, 3, 4))
@@ -258,7 +258,7 @@ async def test_progress_follows_a_correction_until_the_books_are_right(engine: E
 
 
 async def test_a_correction_and_a_closed_date_take_turns(engine: Engine, database: str) -> None:
-    engine.valuation._keys = 1
+    engine.valuation.claims.keys = 1
     await engine.take("prices", [price(1, 100), price(1, 100, "T")])
     for security in ("S", "T"):
         await engine.take(
@@ -284,7 +284,7 @@ async def test_a_correction_and_a_closed_date_take_turns(engine: Engine, databas
 
 
 async def test_the_valuation_takes_priority_first(engine: Engine) -> None:
-    engine.valuation._keys = 1
+    engine.valuation.claims.keys = 1
     for security in ("A", "B"):
         await engine.take("prices", [price(1, 100, security)])
         await engine.take("transactions", [trade(security, "BUY", 10, 100, 1, security=security)])

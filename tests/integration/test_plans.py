@@ -19,6 +19,7 @@ from sinks import (
     backlog,
     calendar,
     claiming,
+    claims,
     corrections,
     history,
     holders,
@@ -187,8 +188,8 @@ async def test_a_valuation_reads_the_keys_that_are_due(books: Explaining) -> Non
     assert await valued.pass_once() == Pass()
     books.check(
         rows(KEYS, of_each=3),
-        *(valuation._DUE, valuation._CLAIM, valuation._REVALUE, valuation._ADVANCE),
-        *(valuation._MOVE_ON, settling._DONE, settling._HOLD, settling._RAISE),
+        *(claims._DUE, claims._CLAIM, valuation._REVALUE, valuation._ADVANCE),
+        *(settling._DONE, settling._HOLD, settling._RAISE),
         *(corrections._SETTLE, corrections._UNSETTLED),
     )
 
@@ -198,7 +199,7 @@ async def test_the_valuation_of_a_giant_reads_on_from_where_it_was(books: Explai
     valued = Valuation(books, 500)  # type: ignore[arg-type]
     for _ in (1, 2):
         assert (await valued.pass_once()).keys == 500
-    books.check(rows(501, of_each=3), valuation._CLAIM, valuation._REVALUE, valuation._ADVANCE)
+    books.check(rows(501, of_each=3), claims._CLAIM, valuation._REVALUE, valuation._ADVANCE)
 
 
 async def test_what_is_done_is_told_by_its_own_keys_while_a_giant_is_due(books: Explaining) -> None:
@@ -216,7 +217,7 @@ async def test_a_closed_date_is_valued_key_by_key(books: Explaining) -> None:
     valued = Valuation(books, 500)  # type: ignore[arg-type]
     for _ in (1, 2):
         assert (await valued.pass_once()).keys == 500
-    books.check(rows(500), valuation._DUE, valuation._CLAIM, valuation._REVALUE)
+    books.check(rows(500), claims._DUE, claims._CLAIM, valuation._REVALUE)
 
 
 async def test_what_a_herd_has_made_due_is_found_in_one_pass(books: Explaining) -> None:
@@ -226,12 +227,12 @@ async def test_what_a_herd_has_made_due_is_found_in_one_pass(books: Explaining) 
     assert await due(books) == (1_000, 0)
     await books.connection.execute("update corrections set right_at = now() where right_at is null")
     assert await due(books) == (0, 1_000)
-    books.check(rows(0), valuation._DUE)
+    books.check(rows(0), claims._DUE)
 
 
 async def due(books: Explaining) -> tuple[int, int]:
     """How many securities are found in each of the valuation's queues, of a thousand at most."""
-    row = await books.fetchrow(valuation._DUE, LAST, 1_000)
+    row = await books.fetchrow(claims._DUE, LAST, 1_000, 64, 1)
     assert row is not None
     return len(row["corrected"]), len(row["behind"])
 
@@ -257,7 +258,7 @@ async def test_a_herd_is_valued_although_statistics_know_of_one_security_only(bo
         await corrections.issue(books, [(each, LATE) for each in FEW], "price", Debounce(10, 100))
     books.check(
         rows(KEYS, of_each=3),
-        *(valuation._DUE, corrections._UNSETTLED, corrections._SETTLE),
+        *(claims._DUE, corrections._UNSETTLED, corrections._SETTLE),
         *(resets._ADOPT, resets._NEEDLESS, resets._RESET_SMALL, resets._END, corrections._SETTLE_DOWN),
     )
 
