@@ -14,7 +14,7 @@ from deploy.local.part import Part
 from deploy.local.ports import LOOPBACK, Ports
 from deploy.local.postgres import SUPERUSER, PostgresServer
 from deploy.local.process import run
-from sinks.database import connect
+from sinks.database import connect, is_transient
 from tests.topology import until
 
 _START_SECONDS = 120.0
@@ -44,9 +44,19 @@ class Replica:
         os.kill(pid, signal.SIGINT)
 
         async def is_back() -> bool:
-            return self.part.pid not in (None, pid) and await self.server.ready()
+            return self.part.pid not in (None, pid) and await self._takes_sessions()
 
         await until(is_back, "the restarted server")
+
+    async def _takes_sessions(self) -> bool:
+        try:
+            connection = await connect(self.server.url("postgres"))
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            return False
+        await connection.close()
+        return True
 
     async def copy_from(self, primary: Replica) -> None:
         """Become the primary's standby."""
@@ -63,6 +73,7 @@ class Replica:
         await self.server.prepare()
         self.server.published = True
         await self.part.start(_START_SECONDS)
+        await until(self._takes_sessions, "a standby that can be asked")
         await until(lambda: primary.streams(), "a standby that follows")
 
     async def streams(self) -> bool:

@@ -6,6 +6,7 @@ TIDEMARK_TEST_SEEDS: how many different runs of the failovers there are, instead
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import uuid
@@ -16,9 +17,12 @@ from pathlib import Path
 import pytest
 
 from deploy.local.stack import Stack
+from sinks import generation as gate
 from sinks.database import connect, connect_pool
+from streams import topics
 from streams.settings import Settings
 from tests import consumed
+from tests.reading import read_all
 from tests.replicas import Replica, address, is_gone, replicas
 from tests.topology import Event, Topology, settings_for, until
 
@@ -37,7 +41,8 @@ class Inputs:
         """The dates, and a price for each security on the first of them."""
         return [
             *(("business-dates", {"business_date": day}) for day in _DAYS),
-            *(self.price(security, _DAYS[0], 10) for security in ("A", "B", "C")),
+            *(self.price(security, _DAYS[0], 10) for security in ("A", "B", "C", "Z")),
+            self.trade("P0", "Z"),
         ]
 
     def price(self, security: str, day: str, price: int) -> Event:
@@ -45,10 +50,11 @@ class Inputs:
         record = {"security_id": security, "price_date": day, "price": price, "revision": self._revisions}
         return "prices", record
 
-    def trade(self, portfolio: str) -> Event:
+    def trade(self, portfolio: str, security: str = "") -> Event:
         self._trades += 1
         return "transactions", {
-            "transaction_id": f"t{self._trades}", "portfolio_id": portfolio, "security_id": self.chance.choice("ABC"),
+            "transaction_id": f"t{self._trades}", "portfolio_id": portfolio,
+            "security_id": security or self.chance.choice("ABC"),
             "transaction_date": f"{self.chance.choice(_DAYS)}T10:00:00Z", "transaction_type": "BUY",
             "quantity": self.chance.randint(1, 9), "price": 10,
         }  # fmt: skip
@@ -138,6 +144,28 @@ async def _answers(topology: Topology) -> bool:
         return False
 
 
+async def is_told(settings: Settings, price: int) -> bool:
+    """Whether a valuation at the price has been published."""
+    log, _ = await read_all(settings, topics.VALUATIONS)
+    return any(json.loads(message.value)["price"] == price for message in log)
+
+
+async def says(topology: Topology, role: str, words: str) -> bool:
+    """Whether a worker's log has the words."""
+    return words in (topology.settings.data_dir / "logs" / f"{role}.log").read_text()
+
+
+@asynccontextmanager
+async def unconfirmed(replica: Replica, name: str) -> AsyncIterator[None]:
+    """Nobody can confirm the server's database for a while."""
+    connection = await connect(replica.server.url(name))
+    try:
+        await connection.execute("select pg_advisory_lock($1)", gate.LOCK)  # a standby grants it, and keeps it
+        yield
+    finally:
+        await connection.close()
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_a_restart_and_failovers_under_load(kafka: str, folder: Path, seed: int) -> None:
     """A restart, a failover to a synchronous standby, and one to an asynchronous standby that lacks commits."""
@@ -173,17 +201,24 @@ async def test_a_restart_and_failovers_under_load(kafka: str, folder: Path, seed
             before = await rounds(second.server.url("books"))
             sender = await second.cut_off()
             await topology.send(inputs.some(30, new="N"))  # positions that the standby never hears of
+            await topology.send([inputs.price("Z", _DAYS[-1], 99)])
             async with flowing(topology, inputs):
                 await some_rounds(second, "books", inputs.chance.randint(5, 30))
+                await until(lambda: is_told(settings, 99), "a valuation that is lost then")
                 second.kill(sender)
                 await is_gone(second.part)
-                await third.promote()
-                assert await rounds(third.server.url("books")) <= before + 1
+                await topology.send([inputs.price("Z", _DAYS[-1], 10)])  # as it was: nobody would tell of it again
+                async with unconfirmed(third, "books"):
+                    await third.promote()
+                    assert await rounds(third.server.url("books")) <= before + 1
+                    await until(lambda: says(topology, "intake", "no worker has confirmed"), "a sink at the gate")
                 await _answering(topology)
                 await some_rounds(third, "books", 3)
             await settled(topology)
             assert await generation(settings.dsn) == 1
-            (lost,) = await topology.pool.fetch("select keys, securities, lost_round - round as rounds from generations")
+            (lost,) = await topology.pool.fetch(
+                "select keys, securities, lost_round - round as rounds from generations"
+            )
             assert min(lost) > 0, "nothing was lost: this test has shown nothing"
             assert (await topology.audit()).differences == []
             assert await consumed.check(settings, topology.pool, inputs.chance) == []
