@@ -59,6 +59,8 @@ grant insert on tidemark.operator_actions to tidemark_books;
 -- A new generation: numbers go on above what was published, and claims of before are fenced out.
 grant update on tidemark.kafka_offsets to tidemark_books;
 grant insert on tidemark.generations to tidemark_books;
+grant insert, delete on tidemark.relay_rounds to tidemark_books;
+grant update on tidemark.relay_positions to tidemark_books;
 grant update on sequence tidemark.outbox_events_id_seq, tidemark.correction_seq to tidemark_books;
 
 -- triggers: its table is in Kafka; here are only what the console's actions do.

@@ -20,9 +20,9 @@ LOCK = 0x6765_6E65  # "gene"
 """The advisory lock of whoever confirms."""
 
 _READ = """
-select instance is not distinct from this_instance() as is_open, this_instance() as instance, fence, generation, round,
-       positions::text as positions
-from installation
+select instance is not distinct from this_instance() as is_open, this_instance() as instance, fence, generation,
+       coalesce((select max(round) from relay_rounds), 0) as round, positions::text as positions
+from installation, relay_positions
 """
 
 _OPEN = """
@@ -30,20 +30,30 @@ update installation set instance = this_instance(), fence = greatest(fence + 1, 
     this_instance()
 """
 
-# Flushed before the mark is sent, and so after every commit that the round has read.
+# Flushed before the mark is sent, and so after every commit that the round has read. With the positions the rows of
+# former rounds go.
 _BEGIN_ROUND = """
-update installation set round = round + 1, positions = coalesce($1::jsonb, positions)
-where instance = this_instance()
-returning fence, round, generation, (select last_value from outbox_events_id_seq) as event_id,
-          (select last_value from correction_seq) as seq
+with confirmed as (
+    select fence, generation, coalesce((select max(round) from relay_rounds), 0) + 1 as round
+    from installation where instance = this_instance()
+), begun as (
+    insert into relay_rounds (round) select round from confirmed
+), placed as (
+    update relay_positions set positions = $1::jsonb from confirmed where $1::jsonb is not null
+), removed as (
+    delete from relay_rounds r using confirmed c where $1::jsonb is not null and r.round < c.round
+)
+select fence, round, generation, (select last_value from outbox_events_id_seq) as event_id,
+       (select last_value from correction_seq) as seq
+from confirmed
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """The row of `installation`. is_open: the gate lets writes in. instance: the name of the server as it runs now.
+    """What the database says of itself. is_open: the gate lets writes in. instance: the server as it runs now.
 
-    positions: per "topic/partition" a place in the log before which everything is of rounds that the database knows.
+    round: the last that it knows. positions: per "topic/partition" a place in the log before which everything is of rounds that the database knows.
     """
 
     is_open: bool
@@ -81,9 +91,19 @@ async def read(connection: Connection) -> Installation:
     return Installation(**{**row, "positions": json.loads(row["positions"])})
 
 
+async def is_open(connection: Connection) -> bool:
+    """Whether the gate lets writes in."""
+    return bool(await connection.fetchval("select instance = this_instance() from installation"))
+
+
 async def open_gate(connection: Connection, fence: int) -> None:
     """Let writes in under a fence: nothing was lost that has been published."""
     await connection.execute(_OPEN, fence)
+
+
+async def close_gate(connection: Connection) -> None:
+    """Have the database confirmed again."""
+    await connection.execute("update installation set instance = null")
 
 
 async def begin_round(connection: Connection, positions: Mapping[str, int] | None = None) -> Begun:
@@ -93,5 +113,5 @@ async def begin_round(connection: Connection, positions: Mapping[str, int] | Non
     """
     row = await connection.fetchrow(_BEGIN_ROUND, json.dumps(positions) if positions else None)
     if row is None:
-        raise asyncpg.CannotConnectNowError("the database is not confirmed yet: nothing is published")
+        raise asyncpg.CannotConnectNowError("no worker has confirmed this server yet: nothing is published")
     return Begun(**row)

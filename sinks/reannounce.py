@@ -26,15 +26,17 @@ _KEYS_AT_ONCE = 20_000
 
 _BEGIN = """
 update installation set
-    instance = this_instance(), fence = greatest(fence + 1, $1), generation = $2, positions = $3::jsonb,
-    first_epoch = case when $4 then $5 else first_epoch end
+    instance = this_instance(), fence = greatest(fence + 1, $1), generation = $2,
+    first_epoch = case when $3 then $4 else first_epoch end
 returning fence
 """
 
+_PLACE = "update relay_positions set positions = $1::jsonb"
+
 _MOVE = "select setval($1::regclass, greatest($2::bigint, (select last_value from {sequence})))"
 
-# Above what any claim of the lost future had: fences are offsets of one log, and grow.
-_FENCE_CLAIMS = "update kafka_offsets set epoch = greatest(epoch + 1, $1::bigint << $2)"
+# Above what any claim of the lost future had: fences are offsets of one log, and grow. No claim has failed for it.
+_FENCE_CLAIMS = "update kafka_offsets set epoch = greatest(epoch + 1, $1::bigint << $2), released = true"
 
 # Not due: there is nothing to value until the position's transactions are read again.
 _ENSURE_KEYS = """
@@ -156,9 +158,8 @@ async def begin(connection: Connection, before: Installation, fence: int, lost: 
     first = generation << EPOCHS_BITS
     async with connection.transaction():
         everything = not published.reaches_back
-        number: int = await connection.fetchval(
-            _BEGIN, fence, generation, json.dumps(published.positions), everything, first
-        )
+        number: int = await connection.fetchval(_BEGIN, fence, generation, everything, first)
+        await connection.execute(_PLACE, json.dumps(published.positions))
         await _move_numbers(connection, lost)
         await connection.execute(_FENCE_CLAIMS, number, _CLAIMS_BITS)
         if everything:

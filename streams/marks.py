@@ -43,11 +43,15 @@ class Marks:
                 "another database has been confirmed since this one was: this one publishes nothing. Where it is the "
                 "one to go on with, end the other one and restart this server"
             )
+        if here.is_open and tail.is_ahead_of(here):
+            await generation.close_gate(connection)
+            raise Superseded("this database has gone back behind what it had published: it is to be confirmed anew")
         self._next_offset = tail.end
-        self._positions = {**await self._ends(), **here.positions}
+        ends = await self._ends()
+        self._positions = {each: min(here.positions.get(each, end), end) for each, end in ends.items()}
 
     async def _ends(self) -> dict[str, int]:
-        """Before a first round all that is there is of rounds that the database knows."""
+        """Before a round all that is there is of rounds that the database knows."""
         async with open_log(self._settings, sorted(self._outputs)) as log:
             return {f"{each.topic}/{each.partition}": end for each, end in log.ends.items()}
 

@@ -10,6 +10,7 @@ Its log decides, since Postgres may lose what it has committed. It has one parti
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -66,17 +67,21 @@ class Tail:
 
     def supersedes(self, here: Installation) -> bool:
         """Whether another database than this confirmed one has been let in since."""
-        return self.is_ahead_of(here) or self.fenced_by not in (None, here.instance)
+        return (self.mark is not None and self.mark.fence > here.fence) or self.fenced_by not in (None, here.instance)
 
 
 async def read_tail(settings: Settings) -> Tail:
     """The end of the topic as it is now. What is neither mark nor fence is passed over. Raises KafkaError."""
-    name = settings.topic(topics.GENERATION)
-    found = Tail()
-    async with open_log(settings, [name]) as log:
+    async with open_log(settings, [settings.topic(topics.GENERATION)]) as log:
         ((partition, end),) = log.ends.items()
-        async for record in log.read({partition: end - _TAIL}):
-            found = _with(found, record)
+        return read([record async for record in log.read({partition: end - _TAIL})], end)
+
+
+def read(records: Iterable[Any], end: int = 0) -> Tail:
+    """What some records say, in the order of the log."""
+    found = Tail()
+    for record in records:
+        found = _with(found, record)
     return Tail(found.mark, found.fenced_by, end)
 
 

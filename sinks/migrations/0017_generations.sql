@@ -1,19 +1,29 @@
 -- expand: the gate, its row, and the list of generations; workers of before wait at the gate until a newer one opens it.
 
--- Which database this is, and how far it had published. One row.
+-- Which database this is. One row, which every statement that draws a number looks at, and hardly anything writes.
 -- instance: the server process and files whose writes are let in; null: none. fence: the offset of the fence in the topic
--- tidemark-generation with which it was let in. round: how often the relay has begun to publish. positions: where each
--- output partition ended then, as {"topic/partition": offset}. first_epoch: of positions that are new.
+-- tidemark-generation with which it was let in. first_epoch: of positions that are new.
 create table installation (
     only_row    boolean primary key default true check (only_row),
     instance    text,
     fence       bigint  not null default -1,
     generation  int     not null default 0,
-    round       bigint  not null default 0,
-    positions   jsonb   not null default '{}',
     first_epoch int     not null default 0
-) with (fillfactor = 50);
+);
 insert into installation default values;
+
+-- How far it has published: the highest number counts, a row for each round of the relay. No sequence, which would run
+-- ahead of what it counts, and no counter in one row, which a long snapshot elsewhere would make slow.
+create table relay_rounds (
+    round bigint primary key
+);
+
+-- Where the output partitions ended at some round that is not long past, as {"topic/partition": offset}. One row.
+create table relay_positions (
+    only_row  boolean primary key default true check (only_row),
+    positions jsonb   not null default '{}'
+);
+insert into relay_positions default values;
 
 -- A row for each time that commits were lost which had been published.
 create table generations (

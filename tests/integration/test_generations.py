@@ -115,7 +115,7 @@ async def flowing(topology: Topology, inputs: Inputs) -> AsyncIterator[None]:
 async def rounds(dsn: str) -> int:
     connection = await connect(dsn)
     try:
-        return await connection.fetchval("select round from installation")
+        return await connection.fetchval("select coalesce(max(round), 0) from relay_rounds")
     finally:
         await connection.close()
 
