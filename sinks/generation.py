@@ -53,7 +53,7 @@ from confirmed
 class Installation:
     """What the database says of itself. is_open: the gate lets writes in. instance: the server as it runs now.
 
-    round: the last that it knows. positions: per "topic/partition" a place in the log before which everything is of rounds that the database knows.
+    round: the last that it knows. positions: per "topic/partition" a place before which everything is of such rounds.
     """
 
     is_open: bool

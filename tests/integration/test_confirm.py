@@ -57,10 +57,7 @@ async def copied(postgres: PostgresServer, settings: Settings) -> AsyncIterator[
     copy = f"{name}_copy"
     server = await connect(postgres.url("postgres"))
     try:
-        await server.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and pid <> pg_backend_pid()",
-            name,
-        )
+        await server.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name)
         await server.execute(f"create database {copy} template {name}")
         changed = settings.model_copy(update={"database_url": type(settings.database_url)(postgres.url(copy))})
         async with await connect_pool(changed.dsn) as pool:
@@ -190,6 +187,7 @@ async def test_a_relay_that_has_not_finished_is_waited_for(
 
 async def test_a_command_that_writes_has_the_database_confirmed(settings: Settings, pool: asyncpg.Pool) -> None:
     await pool.execute("insert into business_dates values ('2025-01-02')")
+    await pool.execute("insert into securities values ('A')")
     await close_gate(pool)
     done = await asyncio.to_thread(
         CliRunner().invoke, main, ["reprocess", "--security", "A", "2025-01-02", "--actor", "me"],

@@ -42,6 +42,7 @@ class Inputs:
         return [
             *(("business-dates", {"business_date": day}) for day in _DAYS),
             *(self.price(security, _DAYS[0], 10) for security in ("A", "B", "C", "Z")),
+            self.price("Z", _DAYS[-1], 10),
             self.trade("P0", "Z"),
         ]
 
@@ -201,13 +202,14 @@ async def test_a_restart_and_failovers_under_load(kafka: str, folder: Path, seed
             before = await rounds(second.server.url("books"))
             sender = await second.cut_off()
             await topology.send(inputs.some(30, new="N"))  # positions that the standby never hears of
-            await topology.send([inputs.price("Z", _DAYS[-1], 99)])
             async with flowing(topology, inputs):
                 await some_rounds(second, "books", inputs.chance.randint(5, 30))
-                await until(lambda: is_told(settings, 99), "a valuation that is lost then")
-                second.kill(sender)
-                await is_gone(second.part)
-                await topology.send([inputs.price("Z", _DAYS[-1], 10)])  # as it was: nobody would tell of it again
+            await topology.send([inputs.price("Z", _DAYS[-1], 99)])
+            await until(lambda: is_told(settings, 99), "a valuation that is lost then")
+            second.kill(sender)
+            await is_gone(second.part)
+            await topology.send([inputs.price("Z", _DAYS[-1], 10)])  # as it was: nobody would tell of it again
+            async with flowing(topology, inputs):
                 async with unconfirmed(third, "books"):
                     await third.promote()
                     assert await rounds(third.server.url("books")) <= before + 1

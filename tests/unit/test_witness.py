@@ -70,7 +70,8 @@ def test_a_database_is_superseded_by_the_fence_of_another(records: list[Record],
 @pytest.mark.parametrize(
     "record",
     [
-        Record(None, None), Record(b"mark", None), Record(b"fence", None), Record(b"mark", b"\xff"), Record(b"x", b"{}"),
+        Record(None, None), Record(b"mark", None), Record(b"fence", None), Record(b"mark", b"\xff"),
+        Record(b"x", b"{}"),
         Record(b"fence", b"[]"), mark(0, 2**70), mark(-2, 9), mark(0, 9, generation=10**9), Record(b"mark", b"{}"),
     ],
 )  # fmt: skip
