@@ -91,6 +91,13 @@ async def read(connection: Connection) -> Installation:
     return Installation(**{**row, "positions": json.loads(row["positions"])})
 
 
+async def read_to_confirm(connection: Connection) -> Installation:
+    """The same on a server that takes writes. On a standby it raises an error that passes: nothing is to be fenced."""
+    async with connection.transaction():
+        await connection.execute("select from installation for no key update")
+        return await read(connection)
+
+
 async def is_open(connection: Connection) -> bool:
     """Whether the gate lets writes in."""
     return bool(await connection.fetchval("select instance = this_instance() from installation"))

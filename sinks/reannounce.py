@@ -19,8 +19,8 @@ from sinks.database import Connection
 from sinks.generation import Installation
 from sinks.history import columns
 
-EPOCHS_BITS = 20
-"""Epochs of a generation begin at the generation, shifted by so many bits."""
+EPOCHS_BITS, _MOST = 20, 2_047
+"""Epochs of a generation begin at the generation, shifted by so many bits; those beyond _MOST just go on."""
 _CLAIMS_BITS = 20
 _KEYS_AT_ONCE = 20_000
 
@@ -86,14 +86,20 @@ left join daily_position_snapshots v on v.security_id = k.security_id and v.port
 order by k.security_id collate "C", k.portfolio_id collate "C"
 """
 
+# Not of what the books say as well, nor of jobs that nobody has: those were announced as void.
 _STATUSES = """
 insert into outbox_events (topic, message_key, headers, value)
 select 'reprocessing-status', convert_to(security_id, 'UTF8'),
        jsonb_build_object('security_id', security_id, 'job_id', job_id::text), convert_to(jsonb_build_object(
     'job_id', job_id, 'security_id', security_id, 'status', 'BOOKS_REOPENED', 'keys_total', null, 'keys_done', 0,
     'failure_reason', 'the database lost what was announced of it', 'at', clock_timestamp())::text, 'UTF8')
-from unnest($1::text[], $2::bigint[]) as lost (security_id, job_id)
-order by security_id collate "C"
+from unnest($1::text[], $2::bigint[], $3::text[]) as announced (security_id, job_id, last)
+where last is distinct from coalesce(
+    (select case when c.right_at is not null then 'BOOKS_RIGHT'
+                 else (select j.status from reprocessing_jobs j where j.job_id = c.seq) end
+     from corrections c where c.seq = announced.job_id and c.security_id = announced.security_id),
+    case when last in ('CANCELLED', 'BOOKS_REOPENED') then last end)
+order by job_id
 """
 
 _EVERY_KEY = """
@@ -104,7 +110,7 @@ from position_state s
 """
 
 _WRITE_DOWN = """
-insert into generations (generation, fence, round, lost_round, keys, securities) values ($1, $2, $3, $4, $5, $6)
+insert into generations (generation, fence, round, lost_round, keys, jobs) values ($1, $2, $3, $4, $5, $6)
 """
 
 
@@ -141,13 +147,13 @@ class Seen:
 
 @dataclass(slots=True)
 class Published:
-    """What was published from a place on. keys: by (security_id, portfolio_id); statuses: the last job by security.
+    """What was published from a place on. keys: by (security_id, portfolio_id); statuses: by (security_id, job_id).
 
     positions: where each output partition ended. reaches_back: whether the log still held everything from the place on.
     """
 
     keys: dict[tuple[str, str], Seen] = field(default_factory=dict)
-    statuses: dict[str, int] = field(default_factory=dict)
+    statuses: dict[tuple[str, int], str] = field(default_factory=dict)
     positions: Mapping[str, int] = field(default_factory=dict)
     reaches_back: bool = True
 
@@ -155,7 +161,7 @@ class Published:
 async def begin(connection: Connection, before: Installation, fence: int, lost: Mark, published: Published) -> int:
     """Open the gate under a new generation; returns its number. One transaction."""
     generation = max(before.generation, lost.generation) + 1
-    first = generation << EPOCHS_BITS
+    first = min(generation, _MOST) << EPOCHS_BITS
     async with connection.transaction():
         everything = not published.reaches_back
         number: int = await connection.fetchval(_BEGIN, fence, generation, everything, first)
@@ -170,7 +176,8 @@ async def begin(connection: Connection, before: Installation, fence: int, lost: 
         while some := list(islice(keys, _KEYS_AT_ONCE)):
             await _announce(connection, some, first)
         if published.statuses:
-            await connection.execute(_STATUSES, list(published.statuses), list(published.statuses.values()))
+            jobs = [(*job, status) for job, status in published.statuses.items()]
+            await connection.execute(_STATUSES, *columns(jobs))
         await connection.execute(
             _WRITE_DOWN, generation, number, before.round, lost.round, len(published.keys), len(published.statuses)
         )

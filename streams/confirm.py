@@ -17,7 +17,7 @@ from sinks.generation import Installation
 from sinks.reannounce import Mark
 from streams.published import published_since
 from streams.settings import Settings
-from streams.witness import Tail, read_tail, set_fence
+from streams.witness import read_tail, set_fence
 
 logger = logging.getLogger(__name__)
 
@@ -44,26 +44,28 @@ async def confirm(settings: Settings, *, reannounces: bool) -> Confirmation:
     async with leadership(settings.dsn, generation.LOCK) as connection:
         if connection is None:
             return Confirmation("busy")
-        here = await generation.read(connection)
+        here = await generation.read_to_confirm(connection)
         if here.is_open:
             return Confirmation("open", here)
         tail = await read_tail(settings)
         if tail.is_ahead_of(here) and not reannounces:
             return Confirmation("lost", here, tail.mark)
-        fence = await set_fence(settings, here.instance)
-        tail = await read_tail(settings)
+        fence = await set_fence(settings, here.instance, tail.mark)
+        tail = await read_tail(settings, fence)
         if not tail.is_ahead_of(here):
             await generation.open_gate(connection, fence)
             logger.info("the database has lost nothing that was published: generation %d goes on", here.generation)
             return Confirmation("confirmed", here, tail.mark)
         if not reannounces:
             return Confirmation("lost", here, tail.mark)
-        mark = await _last_words(settings, tail)
+        mark = tail.mark
+        assert mark is not None
+        await _last_words(settings, mark)
         published = await published_since(settings, here.positions)
         number = await reannounce.begin(connection, here, fence, mark, published)
         logger.critical(
             "the database lost commits that had been published (rounds %d to %d): generation %d begins; %d positions "
-            "and the statuses of %d securities are announced anew",
+            "are announced anew, and statuses of %d jobs compared",
             here.round, mark.round, number, len(published.keys), len(published.statuses),
         )  # fmt: skip
         return Confirmation("new generation", here, mark)
@@ -71,9 +73,9 @@ async def confirm(settings: Settings, *, reannounces: bool) -> Confirmation:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a confirmation would find now. event_id, seq: the highest published; keys, securities: to be announced anew.
+    """What a confirmation would find now. event_id, seq: the highest published; keys: to be announced anew.
 
-    round: the last that the database knows of; published_round: the last in Kafka.
+    round: the last that the database knows of; published_round: the last in Kafka. jobs: with statuses since.
     """
 
     is_open: bool
@@ -84,7 +86,7 @@ class Findings:
     event_id: int = 0
     seq: int = 0
     keys: int = 0
-    securities: int = 0
+    jobs: int = 0
     reaches_back: bool = True
 
 
@@ -103,12 +105,12 @@ async def look(settings: Settings) -> Findings:
     )  # fmt: skip
 
 
-async def _last_words(settings: Settings, tail: Tail) -> Mark:
+async def _last_words(settings: Settings, last: Mark) -> None:
     """Wait until the relay of before has said that it publishes nothing more, or cannot any more."""
     loop = asyncio.get_running_loop()
     until = loop.time() + _LAST_WORDS_SECONDS
-    while tail.mark and not tail.mark.done and loop.time() < until:
+    while loop.time() < until:
+        mark = (await read_tail(settings)).mark
+        if mark and (mark.done or mark.place > last.place):  # a later mark follows on the end of this round
+            return
         await asyncio.sleep(_LOOK_SECONDS)
-        tail = await read_tail(settings)
-    assert tail.mark is not None
-    return tail.mark

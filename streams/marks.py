@@ -64,9 +64,8 @@ class Marks:
         begun = await generation.begin_round(connection, self._positions if is_due else None)
         if is_due:
             self._stored_at = time.monotonic()
-        mark = Mark(**asdict(begun))
+        self._open = mark = Mark(**asdict(begun))
         self._follow(await witness.send_mark(self._producer, self._settings, mark))
-        self._open = mark
 
     async def end(self) -> None:
         """Nothing of the last round is on its way any more: whoever confirms another database need not wait for it."""

@@ -21,13 +21,14 @@ _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\A[^
 class _Position(msgspec.Struct):
     portfolio_id: _Name
     security_id: _Name
-    epoch: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 2**22)]
+    epoch: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 2**10)]
     from_date: date | None = None
 
 
 class _Status(msgspec.Struct):
     security_id: _Name
     job_id: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    status: Annotated[str, msgspec.Meta(max_length=40, pattern=r"\A[A-Z_]*\Z")]
 
 
 _decode_position = msgspec.json.Decoder(_Position).decode
@@ -51,7 +52,7 @@ def _add(found: Published, record: Any, is_status: bool) -> None:
     try:
         if is_status:
             status = _decode_status(record.value)
-            found.statuses[status.security_id] = max(status.job_id, found.statuses.get(status.security_id, 0))
+            found.statuses[status.security_id, status.job_id] = status.status
         else:
             position = _decode_position(record.value)
             key = (position.security_id, position.portfolio_id)

@@ -4,8 +4,8 @@ Its log decides, since Postgres may lose what it has committed. It has one parti
 
 * A *mark* precedes everything that a round of the relay publishes. So a database that knows the last mark's round has
   lost nothing that was published.
-* A *fence* is written by whoever confirms a database. A relay whose mark does not follow its own one before does not
-  publish: behind a fence of another database it never does.
+* A *fence* is written by whoever confirms a database, and says again what the last mark was. A relay whose mark does
+  not follow its own one before does not publish: behind a fence of another database it never does.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class _Mark(msgspec.Struct, frozen=True):
 
 class _Fence(msgspec.Struct, frozen=True):
     instance: str
+    last: _Mark | None = None
 
 
 _decode_mark = msgspec.json.Decoder(_Mark).decode
@@ -70,11 +71,15 @@ class Tail:
         return (self.mark is not None and self.mark.fence > here.fence) or self.fenced_by not in (None, here.instance)
 
 
-async def read_tail(settings: Settings) -> Tail:
-    """The end of the topic as it is now. What is neither mark nor fence is passed over. Raises KafkaError."""
+async def read_tail(settings: Settings, before: int | None = None) -> Tail:
+    """The end of the topic as it is now, or as it was before an offset. Raises KafkaError.
+
+    What is neither mark nor fence is passed over.
+    """
     async with open_log(settings, [settings.topic(topics.GENERATION)]) as log:
         ((partition, end),) = log.ends.items()
-        return read([record async for record in log.read({partition: end - _TAIL})], end)
+        found = [record async for record in log.read({partition: end - _TAIL})]
+    return read([record for record in found if before is None or record.offset < before], end)
 
 
 def read(records: Iterable[Any], end: int = 0) -> Tail:
@@ -88,30 +93,44 @@ def read(records: Iterable[Any], end: int = 0) -> Tail:
 def _with(found: Tail, record: Any) -> Tail:
     try:
         if record.key == _MARK:
-            mark = Mark(**msgspec.structs.asdict(_decode_mark(record.value)))
-            if found.mark is None or (mark.place, mark.done) >= (found.mark.place, found.mark.done):
-                return Tail(mark, found.fenced_by)
-        elif record.key == _FENCE:
-            return Tail(found.mark, _decode_fence(record.value).instance)
+            return Tail(_furthest(found.mark, _decode_mark(record.value)), found.fenced_by)
+        if record.key == _FENCE:
+            fence = _decode_fence(record.value)
+            return Tail(_furthest(found.mark, fence.last), fence.instance)
     except (msgspec.MsgspecError, TypeError, ValueError):
         pass  # Nobody but Tidemark may write here; a record of others says nothing.
     return found
 
 
-async def set_fence(settings: Settings, instance: str) -> int:
-    """Keep every relay from going on that does not know of this fence; returns its offset. Raises KafkaError."""
+def _furthest(known: Mark | None, read: _Mark | None) -> Mark | None:
+    if read is None:
+        return known
+    mark = Mark(**msgspec.structs.asdict(read))
+    return mark if known is None or (mark.place, mark.done) >= (known.place, known.done) else known
+
+
+async def set_fence(settings: Settings, instance: str, last: Mark | None) -> int:
+    """Keep every relay from going on that does not know of this fence; returns its offset. Raises KafkaError.
+
+    last: the furthest mark. However many fences follow, it stays among the last records.
+    """
     producer = AIOKafkaProducer(**client_settings(settings), acks="all", request_timeout_ms=_REQUEST_MS)
     await producer.start()
     try:
-        return await _send(producer, settings, _FENCE, msgspec.json.encode(_Fence(instance)))
+        return await _send(
+            producer, settings, _FENCE, msgspec.json.encode(_Fence(instance, _said(last) if last else None))
+        )
     finally:
         await producer.stop()
 
 
 async def send_mark(producer: AIOKafkaProducer, settings: Settings, mark: Mark) -> int:
     """Say that a round begins, or has ended; returns the mark's offset. Raises KafkaError."""
-    value = _Mark(mark.fence, mark.round, mark.generation, mark.event_id, mark.seq, mark.done)
-    return await _send(producer, settings, _MARK, msgspec.json.encode(value))
+    return await _send(producer, settings, _MARK, msgspec.json.encode(_said(mark)))
+
+
+def _said(mark: Mark) -> _Mark:
+    return _Mark(mark.fence, mark.round, mark.generation, mark.event_id, mark.seq, mark.done)
 
 
 async def _send(producer: AIOKafkaProducer, settings: Settings, key: bytes, value: bytes) -> int:

@@ -33,7 +33,7 @@ create table generations (
     round      bigint      not null,  -- the last one that the database knew
     lost_round bigint      not null,  -- the last one that was published
     keys       bigint      not null,  -- positions announced anew
-    securities bigint      not null   -- whose statuses were withdrawn
+    jobs       bigint      not null   -- whose statuses had been published since
 );
 
 -- Another server process or other files give another name: a restart, a promoted standby, a restored backup, a copy.

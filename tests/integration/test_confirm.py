@@ -16,6 +16,7 @@ from deploy.local.postgres import PostgresServer
 from sinks import generation, reannounce
 from sinks.database import connect, connect_pool
 from sinks.outbox import OutboxEvent
+from sinks.reannounce import Mark
 from streams import confirm as confirming
 from streams.confirm import confirm
 from streams.relay import Publisher, Relay
@@ -165,8 +166,8 @@ async def test_a_relay_that_has_not_finished_is_waited_for(
         fenced, marked = asyncio.Event(), asyncio.Event()
         set_fence, lanes = confirming.set_fence, Publisher._lanes
 
-        async def announced(of: Settings, instance: str) -> int:
-            offset = await set_fence(of, instance)
+        async def announced(of: Settings, instance: str, last: Mark | None) -> int:
+            offset = await set_fence(of, instance, last)
             fenced.set()
             return offset
 

@@ -140,7 +140,7 @@ async def test_what_consumers_may_have_seen_ahead_is_announced_anew(engine: Engi
     seen = Seen()
     seen.add(7)
     seen.add(3, date(2025, 1, 6))
-    published = Published({("A", "P"): seen, ("A", "GONE"): Seen(2, date(2025, 1, 4))}, {"A": 250})
+    published = Published({("A", "P"): seen, ("A", "GONE"): Seen(2, date(2025, 1, 4))}, {("A", 250): "COMPLETE"})
     assert await begin(engine, published) == 1
     events = await history(engine)
     processed = of_topic(events, "transactions-processed")
@@ -157,7 +157,7 @@ async def test_what_consumers_may_have_seen_ahead_is_announced_anew(engine: Engi
     assert min(number for *_, number in events) > LOST.event_id
     await engine.take("prices", [{"security_id": "A", "price_date": "2025-01-02", "price": 5}])
     assert await engine.pool.fetchval("select max(seq) from corrections") > LOST.seq
-    row = await engine.pool.fetchrow("select generation, fence, lost_round, keys, securities from generations")
+    row = await engine.pool.fetchrow("select generation, fence, lost_round, keys, jobs from generations")
     assert tuple(row) == (1, 99, LOST.round, 2, 1)
 
 
@@ -204,3 +204,18 @@ async def test_a_position_that_was_lost_entirely_goes_on_when_it_is_read_again(e
     assert await engine.pool.fetchval(
         "select quantity from daily_position_snapshots where portfolio_id = 'GONE' and valuation_date = '2025-01-10'"
     ) == 1  # fmt: skip
+
+
+async def test_only_statuses_that_the_books_do_not_hold_are_taken_back(engine: Engine) -> None:
+    await engine.take("prices", [{"security_id": "A", "price_date": "2025-01-02", "price": 5}])
+    right = await engine.pool.fetchval("select max(seq) from corrections")
+    await engine.drain()
+    await engine.take("prices", [{"security_id": "A", "price_date": "2025-01-03", "price": 6}])
+    opened = await engine.pool.fetchval("select max(seq) from corrections")
+    announced = {
+        right: "BOOKS_RIGHT", opened: "BOOKS_RIGHT", 200: "COMPLETE", 201: "CANCELLED", 202: "BOOKS_REOPENED",
+    }  # fmt: skip
+    await history(engine)
+    await begin(engine, Published(statuses={("A", job_id): status for job_id, status in announced.items()}))
+    told = of_topic(await history(engine), "reprocessing-status")
+    assert [(e["status"], e["job_id"]) for e in told] == [("BOOKS_REOPENED", opened), ("BOOKS_REOPENED", 200)]

@@ -218,9 +218,7 @@ async def test_a_restart_and_failovers_under_load(kafka: str, folder: Path, seed
                 await some_rounds(third, "books", 3)
             await settled(topology)
             assert await generation(settings.dsn) == 1
-            (lost,) = await topology.pool.fetch(
-                "select keys, securities, lost_round - round as rounds from generations"
-            )
+            (lost,) = await topology.pool.fetch("select keys, jobs, lost_round - round as rounds from generations")
             assert min(lost) > 0, "nothing was lost: this test has shown nothing"
             assert (await topology.audit()).differences == []
             assert await consumed.check(settings, topology.pool, inputs.chance) == []

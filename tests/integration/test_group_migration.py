@@ -172,7 +172,8 @@ async def test_a_restored_database_goes_on_as_a_new_generation(
         restored = before.model_copy(update={"database_url": type(before.database_url)(postgres.url(copy))})
         found = json.loads((await after_restore(restored, "--json")).output)
         assert (found["has_lost"], found["is_open"], found["generation"]) == (True, False, 0)
-        assert (found["keys"], found["securities"], found["reaches_back"]) == (1, 1, True)
+        assert (found["keys"], found["reaches_back"]) == (1, True)
+        assert found["jobs"] > 0
         assert found["event_id"] >= max(ids)
         assert found["seq"] >= seq
         assert "1 positions" in (await after_restore(restored)).output

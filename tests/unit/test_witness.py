@@ -78,3 +78,11 @@ def test_a_database_is_superseded_by_the_fence_of_another(records: list[Record],
 def test_what_is_neither_mark_nor_fence_says_nothing(record: Record) -> None:
     assert read([mark(0, 7), record]) == read([mark(0, 7)])
     assert read([record]) == Tail()
+
+
+def test_a_fence_says_the_last_mark_again() -> None:
+    """However many fences a worker writes that cannot go on, the mark stays in sight."""
+    last = {"fence": 0, "round": 7, "generation": 0, "event_id": 5, "seq": 6}
+    again = Record(b"fence", json.dumps({"instance": "ours", "last": last}).encode())
+    assert read([again]).is_ahead_of(here(0, 6))
+    assert not read([mark(0, 8), again]).is_ahead_of(here(0, 8))

@@ -45,7 +45,7 @@ def _lines(found: Findings) -> list[str]:
         return [*lines, "the logs no longer reach back to it: every position will be announced anew"]
     return [
         *lines,
-        f"to be announced anew: {found.keys:,} positions, and the statuses of {found.securities:,} securities",
+        f"to be announced anew: {found.keys:,} positions, and what is not true of the statuses of {found.jobs:,} jobs",
         f"event ids will go on above {found.event_id:,}, correction seqs above {found.seq:,}",
     ]
 
