@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 from sinks import generation
 from sinks.database import Connection
 from sinks.reannounce import Mark
-from streams import witness
+from streams import topics, witness
 from streams.log_reader import open_log
 from streams.published import OUTPUTS
 from streams.settings import Settings
@@ -37,7 +37,11 @@ class Marks:
     async def lead(self, connection: Connection) -> None:
         """Look at what was published before. Raises Superseded when it was not by this database."""
         here = await generation.read(connection)
-        tail = await witness.read_tail(self._settings)
+        async with open_log(self._settings, [self._settings.topic(topics.GENERATION), *sorted(self._outputs)]) as log:
+            tail = await witness.tail_of(self._settings, log)
+            ends = {
+                f"{each.topic}/{each.partition}": end for each, end in log.ends.items() if each.topic in self._outputs
+            }
         if here.is_open and tail.supersedes(here):
             raise Superseded(
                 "another database has been confirmed since this one was: this one publishes nothing. Where it is the "
@@ -47,13 +51,8 @@ class Marks:
             await generation.close_gate(connection)
             raise Superseded("this database has gone back behind what it had published: it is to be confirmed anew")
         self._next_offset = tail.end
-        ends = await self._ends()
+        # Before a first round all that is there is of rounds that the database knows.
         self._positions = {each: min(here.positions.get(each, end), end) for each, end in ends.items()}
-
-    async def _ends(self) -> dict[str, int]:
-        """Before a round all that is there is of rounds that the database knows."""
-        async with open_log(self._settings, sorted(self._outputs)) as log:
-            return {f"{each.topic}/{each.partition}": end for each, end in log.ends.items()}
 
     async def begin(self, connection: Connection) -> None:
         """To be called between reading a round's messages and publishing the first of them.

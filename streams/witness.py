@@ -17,12 +17,13 @@ from typing import Annotated, Any
 import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
 
 from sinks.generation import Installation
 from sinks.reannounce import Mark
 from streams import topics
 from streams.kafka_clients import client_settings
-from streams.log_reader import open_log
+from streams.log_reader import Log, open_log
 from streams.settings import Settings
 
 _MARK, _FENCE = b"mark", b"fence"
@@ -77,8 +78,14 @@ async def read_tail(settings: Settings, before: int | None = None) -> Tail:
     What is neither mark nor fence is passed over.
     """
     async with open_log(settings, [settings.topic(topics.GENERATION)]) as log:
-        ((partition, end),) = log.ends.items()
-        found = [record async for record in log.read({partition: end - _TAIL})]
+        return await tail_of(settings, log, before)
+
+
+async def tail_of(settings: Settings, log: Log, before: int | None = None) -> Tail:
+    """The same from a log that was opened with the topic, among others."""
+    partition = TopicPartition(settings.topic(topics.GENERATION), 0)
+    end = log.ends[partition]
+    found = [record async for record in log.read({partition: end - _TAIL})]
     return read([record for record in found if before is None or record.offset < before], end)
 
 
