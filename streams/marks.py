@@ -36,12 +36,12 @@ class Marks:
 
     async def lead(self, connection: Connection) -> None:
         """Look at what was published before. Raises Superseded when it was not by this database."""
-        here = await generation.read(connection)
         async with open_log(self._settings, [self._settings.topic(topics.GENERATION), *sorted(self._outputs)]) as log:
             tail = await witness.tail_of(self._settings, log)
             ends = {
                 f"{each.topic}/{each.partition}": end for each, end in log.ends.items() if each.topic in self._outputs
             }
+        here = await generation.read(connection)  # after the marks, which each follow on their round
         if here.is_open and tail.supersedes(here):
             raise Superseded(
                 "another database has been confirmed since this one was: this one publishes nothing. Where it is the "
