@@ -27,6 +27,8 @@ grant usage on all sequences in schema tidemark to tidemark_worker, tidemark_ope
 -- Every worker: says that it is there; counts the backlog when it is due.
 grant insert, update, delete on tidemark.workers to tidemark_worker;
 grant insert, update on tidemark.backlog to tidemark_worker;
+-- And lets its server's writes in, once it has seen that nothing was lost (docs/operating.md#generations).
+grant update on tidemark.installation to tidemark_worker, tidemark_operator;
 
 -- intake: the calendar, prices, transactions and their histories; issues corrections.
 grant insert on tidemark.business_dates, tidemark.corrected_prices, tidemark.outbox_events to tidemark_intake;
@@ -55,6 +57,12 @@ grant update, delete on tidemark.reprocessing_jobs to tidemark_books;
 grant insert, update, delete on tidemark.position_history to tidemark_books;
 grant insert, delete on tidemark.lots_after_split to tidemark_books;
 grant insert on tidemark.operator_actions to tidemark_books;
+-- A new generation: numbers go on above what was published, and claims of before are fenced out.
+grant update on tidemark.kafka_offsets to tidemark_books;
+grant insert on tidemark.generations to tidemark_books;
+grant insert, delete on tidemark.relay_rounds to tidemark_books;
+grant update on tidemark.relay_positions to tidemark_books;
+grant update on sequence tidemark.outbox_events_id_seq, tidemark.correction_seq to tidemark_books;
 
 -- triggers: its table is in Kafka; here are only what the console's actions do.
 grant insert on tidemark.outbox_events, tidemark.operator_actions to tidemark_triggers;

@@ -143,9 +143,10 @@ def day_before(day: date) -> date:
 def needs_rebuild(stored: KeyState, touch: Touch) -> bool:
     """Whether the batch changes what is in the history, or puts something before its end or before the watermark.
 
-    So does any change of a history whose last row has no cost state to go on from.
+    So does any change of a history whose last row has no cost state to go on from. A new key that does not begin at
+    epoch 0 may have been seen before by consumers, and begins with a marker.
     """
-    if touch.corrected is not None:
+    if touch.corrected is not None or (stored.is_new and stored.epoch):
         return True
     first = touch.arrivals[0]
     if stored.tail and (first.order < stored.tail.order or stored.tail.state is None):

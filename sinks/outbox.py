@@ -114,6 +114,11 @@ where total - size <= $5
 order by id
 """
 
+_REMOVE = """
+with removed as (delete from outbox_events where id = any($1::bigint[]))
+select set_config('synchronous_commit', 'off', true)
+"""
+
 _ADVANCE = """
 update outbox_events o set replay = jsonb_set(o.replay, '{next}', to_jsonb(reached.next))
 from unnest($1::bigint[], $2::int[]) as reached (id, next)
@@ -253,12 +258,15 @@ def _replay(row: asyncpg.Record) -> Replay:
 
 
 async def acknowledge(connection: Connection, events: Sequence[OutboxEvent]) -> None:
-    """Remove what the broker has acknowledged. Of a replay the events are a prefix of what was read."""
+    """Remove what the broker has acknowledged. Of a replay the events are a prefix of what was read.
+
+    Nobody waits for the disk: what a crash brings back is published again, under the same ids.
+    """
     done = [event.row for event in events if event.replay is None]
     reached = {event.row: event for event in events if event.replay}
     done += [row for row, event in reached.items() if event.replay and event.sequence == event.replay.last]
     if done:
-        await connection.execute("delete from outbox_events where id = any($1::bigint[])", done)
+        await connection.execute(_REMOVE, done)
     if further := [(row, event.sequence + 1) for row, event in reached.items() if row not in set(done)]:
         await connection.execute(_ADVANCE, *columns(further))
 

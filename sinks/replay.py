@@ -123,8 +123,12 @@ async def appended(connection: Connection, bookings: Sequence[Booking]) -> None:
 async def rebuilt(connection: Connection, keys: Sequence[Booked], rows: int) -> None:
     """Queue a marker for each key that was rebuilt, and its live history; at most `rows` transactions one by one."""
     new = [(*booked.plan.key, booked.plan.epoch, booked.live_count) for booked in keys if booked.plan.rebuilt_from]
-    if not new:
-        return
+    if new:
+        await announce(connection, new, rows)
+
+
+async def announce(connection: Connection, new: Sequence[tuple[str, str, int, int]], rows: int) -> None:
+    """The same for (security_id, portfolio_id, epoch, rows of live history)."""
     await connection.execute(_MARKED, *columns(new))
     at_once: list[tuple[str, str, int]] = []
     later: list[tuple[str, str, int, int]] = []

@@ -15,7 +15,7 @@ import faust.app.router
 from faust.types import TP
 from yarl import URL
 
-from sinks import outbox
+from sinks import generation, outbox
 from sinks.batches import Place
 from sinks.database import Pool, connect_pool, is_transient
 from sinks.offsets import Offsets
@@ -209,10 +209,10 @@ class App(BatchApp):
             return "membership of the group not confirmed"
         try:
             async with asyncio.timeout(2), (await self.pool()).acquire() as connection:
-                await connection.fetchval("select 1")
+                is_open = await generation.is_open(connection)
         except Exception as error:
             return f"database: {type(error).__name__}"
-        return None
+        return None if is_open else "database: not confirmed"
 
 
 def _faust_settings(role: str, settings: Settings, access: Access) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sinks import corrections, outdated, retention
 from sinks.corrections import Right
 from sinks.database import is_transient
 from sinks.valuation import Pass, Valuation
-from streams import health, logs, metrics, observer, topics
+from streams import generations, health, logs, metrics, observer, topics
 from streams.app import App
 from streams.auditor import audit_continuously
 from streams.relay import Relay
@@ -32,6 +32,7 @@ _RETENTION_PAUSE_SECONDS = 0.05  # between two steps
 app = App("books", load())
 health.add_pages(app)
 observer.join(app)
+generations.watch(app)
 _work = asyncio.Event()
 
 

@@ -9,7 +9,7 @@ from sinks import calendar, positions, prices
 from sinks.batches import Batch
 from sinks.database import Connection
 from sinks.model import Price, Transaction
-from streams import health, observer, records
+from streams import generations, health, observer, records
 from streams.app import App
 from streams.settings import load
 from streams.sink_agent import Applied, Sink
@@ -17,6 +17,7 @@ from streams.sink_agent import Applied, Sink
 app = App("intake", load())
 health.add_pages(app)
 observer.join(app)
+generations.watch(app)
 
 
 async def close_dates(connection: Connection, dates: Sequence[tuple[int, date]]) -> Applied:

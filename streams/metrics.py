@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
@@ -24,6 +25,8 @@ EPOCH_BUMPED = Counter("reprocessing_epoch_bumped", "Keys whose transaction hist
 EPOCH_MISMATCH = Counter("epoch_mismatch_dropped", "Events dropped because their epoch was superseded")
 KEYS_RESET = Counter("reprocessing_keys_reset", "Keys whose watermark a job has reset")
 CHUNK_SECONDS = Histogram("reprocessing_chunk_seconds", "Transactions of resets, from begin to commit")
+GENERATION = Gauge("database_generation", "How often published commits of the database have been lost")
+GENERATION.set(math.nan)  # not known yet
 RESET_RATE = Gauge("reprocessing_reset_rate", "Keys per second that the adaptive mode allows")
 RIGHT_SECONDS = Histogram(
     "correction_right_seconds",

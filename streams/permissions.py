@@ -19,7 +19,10 @@ class Permission(NamedTuple):
     operation: Operation
 
 
-_READS: dict[str, list[str]] = {"triggers": [topics.DEAD_LETTERS]}  # the console shows them
+_READS: dict[str, list[str]] = {
+    "triggers": [topics.DEAD_LETTERS],  # the console shows them
+    "books": [topics.PROCESSED, topics.VALUATIONS],  # after a loss it looks up what consumers have seen
+}
 _WRITES: dict[str, list[str]] = {
     "triggers": [topics.JOBS],
     "books": [  # the relay; dead letters go back to the inputs through it
@@ -44,6 +47,9 @@ def needed(settings: Settings, role: str) -> list[Permission]:
         *(Permission("topic", topic, "Read") for topic in observed),
         *(Permission("topic", settings.topic(topic), "Read") for topic in _READS.get(role, [])),
         *(Permission("topic", settings.topic(topic), "Write") for topic in _WRITES.get(role, [])),
+        # Any worker may be the one that confirms the database.
+        Permission("topic", settings.topic(topics.GENERATION), "Read"),
+        Permission("topic", settings.topic(topics.GENERATION), "Write"),
     ]
     if role == "triggers":
         table = topics.changelog(settings)
@@ -53,10 +59,11 @@ def needed(settings: Settings, role: str) -> list[Permission]:
 
 def relied_on(settings: Settings, role: str) -> list[str]:
     """The compacted topics that the role works from: were they not, what it needs would be removed."""
-    return {
+    of_role = {
         "triggers": [settings.topic(topics.JOBS), topics.changelog(settings)],
         "resets": [settings.topic(topics.JOBS)],
-    }.get(role, [])
+    }
+    return [*of_role.get(role, []), settings.topic(topics.GENERATION)]
 
 
 def needed_to_create(settings: Settings) -> list[Permission]:

@@ -8,11 +8,15 @@ it has passed sees each message once and in order.
 One batch of a partition is on its way at a time, and nothing follows on one that failed: otherwise a later id could
 overtake an earlier one. That is also why the producer's own batching and idempotence are not used: retries make
 duplicates, which ids make harmless, and an idempotent producer never gives up, nor goes on after a refused batch.
+
+Each round is marked before its first message is sent (`streams/marks.py`), so that a Postgres which loses its last
+commits can be told from one that knows all that was published.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict, deque
@@ -28,8 +32,11 @@ from sinks.database import Connection, is_transient
 from sinks.outbox import OutboxEvent
 from streams import logs, metrics
 from streams.kafka_clients import client_settings
+from streams.marks import Marks
 from streams.settings import Settings
+from streams.topics import TopicError
 from streams.tracing import Traces
+from streams.witness import Superseded
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +46,7 @@ _RETRY_HELD_SECONDS = 60.0
 _SILENT_SECONDS = 60.0  # a leader that publishes speaks to Postgres at least every _ROUND_SECONDS
 _ROUND_SECONDS = 20.0
 _REQUEST_MS = 10_000
+_LAST_MARK_SECONDS = 3.0
 _MISSING_TOPIC_SECONDS = 30.0
 _ROWS = 2_000
 _BYTES = 16 * 1024 * 1024
@@ -71,6 +79,7 @@ class Publisher:
             request_timeout_ms=_REQUEST_MS,
             max_batch_size=_BATCH_BYTES,
         )
+        self.marks = Marks(settings, self._producer)
 
     async def start(self) -> None:
         """Connect. Raises KafkaError."""
@@ -85,9 +94,15 @@ class Publisher:
             await self._producer._sender.close()
             await self._producer.client.close()
 
-    async def publish(self, events: Sequence[OutboxEvent]) -> Round:
-        """Send the messages; what neither is acked nor refused may be sent again."""
+    async def publish(self, connection: Connection, events: Sequence[OutboxEvent]) -> Round:
+        """Send the messages, behind a mark; what neither is acked nor refused may be sent again.
+
+        connection: that they were read on. Raises Superseded, and then has sent nothing.
+        """
         done = Round()
+        if not events:
+            return done
+        await self.marks.begin(connection)
         lanes = await self._lanes(events)
         end = time.monotonic() + _ROUND_SECONDS
         outcomes = await asyncio.gather(
@@ -146,7 +161,7 @@ class Publisher:
                 return
             batch.close()
             try:
-                await (await self._producer.send_batch(batch, lane[0], partition=lane[1]))
+                sent = await (await self._producer.send_batch(batch, lane[0], partition=lane[1]))
             except _UNPUBLISHABLE as error:
                 if len(taken) > 1:
                     waiting.extendleft(reversed(taken))
@@ -156,6 +171,7 @@ class Publisher:
                 blocked.add(taken[0].key)
             else:
                 done.acked += taken
+                self.marks.reached(*lane, sent.offset + len(taken))
             alone = max(0, alone - 1)
 
     def _headers(self, event: OutboxEvent) -> list[tuple[str, bytes]]:
@@ -191,7 +207,7 @@ class Relay:
                     if connection is not None:
                         await self._lead(connection)
             except Exception as error:
-                if not (is_transient(error) or isinstance(error, KafkaError)):
+                if not (is_transient(error) or isinstance(error, KafkaError | Superseded | TopicError)):
                     raise
                 logger.warning("relay: %s: %s; retrying", type(error).__name__, error)
             await asyncio.sleep(0 if self._stopping() else _RETRY_SECONDS)
@@ -200,6 +216,7 @@ class Relay:
         publisher = Publisher(self._settings, self._traces)
         try:
             await publisher.start()
+            await publisher.marks.lead(connection)
             await connection.add_listener(outbox.CHANNEL, self._hear)
             logger.info("relay leads")
             while not self._stopping():
@@ -208,9 +225,12 @@ class Relay:
                     await self._retry_held(publisher, connection)
                 async with asyncio.timeout(self._silent_seconds):  # whatever does not answer, Postgres or Kafka
                     busy = await self._round(publisher, connection)
-                if not busy:
-                    await self._wait()
+                if not busy and not await self._is_woken():
+                    await publisher.marks.end()
         finally:
+            with contextlib.suppress(KafkaError, Superseded, TimeoutError):
+                async with asyncio.timeout(_LAST_MARK_SECONDS):
+                    await publisher.marks.end()
             await publisher.stop()
 
     def _hear(self, connection: object, pid: int, channel: str, payload: object) -> None:
@@ -218,18 +238,19 @@ class Relay:
             self._retry_at = 0.0
         self._work.set()
 
-    async def _wait(self) -> None:
+    async def _is_woken(self) -> bool:
+        """Wait for work a while; whether there is said to be some."""
         try:
             async with asyncio.timeout(_POLL_SECONDS):
-                await self._work.wait()
+                return await self._work.wait()
         except TimeoutError:
-            pass
+            return False
 
     async def _round(self, publisher: Publisher, connection: Connection) -> bool:
         """Publish the oldest that waits and remove what is acked; whether anything came of it."""
         window = await outbox.read(connection, _ROWS, _BYTES)
         metrics.EPOCH_MISMATCH.inc(window.outdated)
-        done = await publisher.publish(window.events)
+        done = await publisher.publish(connection, window.events)
         await outbox.acknowledge(connection, done.acked)
         for event, reason in done.refused:
             with logs.about(event_id=event.id, **event.headers):
@@ -251,7 +272,7 @@ class Relay:
         self, publisher: Publisher, connection: Connection, held: tuple[str, bytes | None, int]
     ) -> None:
         while events := (await outbox.read_held(connection, held, _ROWS, _BYTES)).events:
-            done = await publisher.publish(events)
+            done = await publisher.publish(connection, events)
             await outbox.acknowledge(connection, done.acked)
             metrics.OUTBOX_PUBLISHED.inc(len(done.acked))
             if len(done.acked) < len(events):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable
 from sinks import limiter
 from sinks.batches import Batch
 from sinks.database import is_transient
-from streams import health, metrics, observer, topics
+from streams import generations, health, metrics, observer, topics
 from streams.app import App
 from streams.herd import Herd
 from streams.job_trial import JobSubject
@@ -22,6 +22,7 @@ _ADAPT_SECONDS = 1.0
 app = App("resets", load())
 health.add_pages(app)
 observer.join(app)
+generations.watch(app)
 herd = Herd(app, lambda: app.pulse.beat("resets"))
 app.trials.subjects[app.settings.topic(topics.JOBS)] = JobSubject(app)
 metrics.DEAD_LETTERS.labels(topics.JOBS, "poison")

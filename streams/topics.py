@@ -24,6 +24,7 @@ STATUS = "reprocessing-status"
 PROCESSED = "transactions-processed"
 VALUATIONS = "position-valuations"
 DEAD_LETTERS = "dead-letters"
+GENERATION = "tidemark-generation"
 TABLE = "triggers"
 
 logger = logging.getLogger(__name__)
@@ -79,8 +80,9 @@ def all_topics(settings: Settings) -> list[Topic]:
         Topic(settings_name, settings.internal_partitions, config, fixed_partitions=True)
         for settings_name, config in ((TRIGGERS, keep), (STATUS, keep), (JOBS, compact))
     ]
+    witness = Topic(GENERATION, 1, compact, fixed_partitions=True)
     outputs = [Topic(name, settings.internal_partitions, keep) for name in (PROCESSED, VALUATIONS, DEAD_LETTERS)]
-    named = [replace(topic, name=settings.topic(topic.name)) for topic in inputs + internal + outputs]
+    named = [replace(topic, name=settings.topic(topic.name)) for topic in [*inputs, *internal, *outputs, witness]]
     return [*named, Topic(changelog(settings), settings.internal_partitions, compact, fixed_partitions=True)]
 
 
@@ -160,13 +162,19 @@ def check(settings: Settings, partitions: Mapping[str, int], policies: Mapping[s
                 found,
             )
         if topic.fixed_partitions and found != topic.partitions:
-            raise TopicError(
-                f"topic {topic.name} has {found} partitions, but TIDEMARK_INTERNAL_PARTITIONS is {topic.partitions}: "
-                "all internal topics must have that many; change the setting or create the topic anew"
-            )
+            raise TopicError(f"topic {topic.name} has {found} partitions, but {_must_have(settings, topic)}")
         policy = policies.get(topic.name, COMPACT)
         if topic.compacted and policy != COMPACT:
             raise TopicError(
                 f"topic {topic.name} has cleanup.policy={policy}, which removes what is still needed: set "
                 f"cleanup.policy={COMPACT}"
             )
+
+
+def _must_have(settings: Settings, topic: Topic) -> str:
+    if topic.name == settings.topic(GENERATION):
+        return "must have one, since its order decides: create it anew"
+    return (
+        f"TIDEMARK_INTERNAL_PARTITIONS is {topic.partitions}: all internal topics must have that many; change the "
+        "setting or create the topic anew"
+    )

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from sinks import corrections
-from streams import health, internal, logs, metrics, observer, topics
+from streams import generations, health, internal, logs, metrics, observer, topics
 from streams.app import App
 from streams.hourly import HourlyLimit
 from streams.internal import Drawn, Skipped
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 app = App("triggers", load())
 health.add_pages(app)
 observer.join(app)
+generations.watch(app)
 
 for each in (topics.TRIGGERS, topics.STATUS):
     metrics.DEAD_LETTERS.labels(each, "poison")  # begins at zero

@@ -20,6 +20,7 @@ from deploy.local.kafka import KafkaServer
 from deploy.local.ports import Ports
 from deploy.local.postgres import PostgresServer
 from sinks.database import Pool, connect, connect_pool, migrate
+from tests.gate import open_gate
 from tests.ports import block_of_ports
 from tests.servers import serving
 
@@ -110,8 +111,9 @@ async def migrated(postgres: PostgresServer) -> str:
 
 @pytest.fixture
 async def database(postgres: PostgresServer, migrated: str) -> AsyncIterator[str]:
-    """The address of a fresh database with the schema, dropped afterwards."""
+    """The address of a fresh database with the schema, its gate open, dropped afterwards."""
     async with _fresh(postgres, f"template {migrated}") as dsn:
+        await open_gate(dsn)
         yield dsn
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import date
 
 from sinks.database import connect, migrate
+from tests.gate import open_gate
 
 SECURITIES, HOLDERS, OF_GIANT, IN_LONG = 10_000, 100, 100_000, 20_000
 LAST = date(2025, 1, 30)
@@ -123,6 +124,7 @@ select setval('correction_seq', 1000000);
 async def fill(dsn: str) -> None:
     """Migrate and fill an empty database. No autovacuum: what Postgres knows of the tables must not change."""
     await migrate(dsn)
+    await open_gate(dsn)
     connection = await connect(dsn)
     for table in await connection.fetch("select tablename as name from pg_tables where schemaname = 'tidemark'"):
         await connection.execute(f"alter table {table['name']} set (autovacuum_enabled = false)")

@@ -24,6 +24,7 @@ from deploy.local.postgres import PostgresServer
 from sinks.database import migrate
 from streams.settings import Settings
 from streams.topics import ensure_topics
+from tests.gate import open_gate
 from tests.servers import serving
 from tests.topology import settings_for
 
@@ -154,6 +155,7 @@ class Bench:
         try:
             if migrated:
                 await migrate(dsn)
+                await open_gate(dsn)
             yield dsn
         finally:
             await server.drop_database(name)

@@ -22,6 +22,7 @@ from sinks.model import CostBasisMethod, Transaction
 from sinks.offsets import Offsets
 from streams.records import decode_transaction
 from tests import scenarios
+from tests.gate import open_gate
 from tidemark.audit import audit_books
 
 START = datetime(2025, 1, 6, 9, tzinfo=UTC)
@@ -259,6 +260,7 @@ async def test_a_history_from_before_cost_states_is_computed_at_its_next_change(
                            " values ('S', 'P', '2025-01-05'), ('S', 'Q', '2025-01-05')")  # fmt: skip
         monkeypatch.undo()
         assert "0003_positions" in await migrate(empty_database)
+        await open_gate(empty_database)
         assert (await audit_books(empty_database, "FIFO")).differences == []
         await book(pool, [trade(20, "SELL", 4, 20), trade(21, "SELL", 4, 20, "Q", minute=7)])
         audit = await audit_books(empty_database, "FIFO")

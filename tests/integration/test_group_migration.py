@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -19,6 +20,7 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.stack import Stack
 from sinks.database import connect, connect_pool
 from streams.settings import ROLES, Settings
+from tests import consumed
 from tests.topology import Event, Topology, settings_for, until
 from tidemark.main import main
 
@@ -147,10 +149,10 @@ def price(day: int, value: int, revision: int = 0) -> Event:
     return "prices", record
 
 
-async def test_a_restored_database_reads_again_what_it_lost(
+async def test_a_restored_database_goes_on_as_a_new_generation(
     kafka: str, postgres: PostgresServer, empty_database: str, folder: Path
 ) -> None:
-    """Older than Kafka's commits. Everything published from then on has ids above anything published before."""
+    """Older than Kafka's commits. It is only started: nothing is numbered twice, and consumers are right again."""
     before = settings_for(kafka, empty_database, folder, input_partitions=1, repair_after_seconds=1)
     async with running(before, ROLES) as topology:
         await topology.send([("business-dates", {"business_date": f"2025-01-{day:02}"}) for day in (1, 2, 3)])
@@ -164,43 +166,41 @@ async def test_a_restored_database_reads_again_what_it_lost(
         async with running(before, ROLES, sent=5) as topology:
             await topology.send([price(1, 6, 1), price(2, 7), trade(2, 2, 5), trade(3, 1, 4)])
             await topology.settle()
+            assert await topology.pool.fetchval("select generation from installation") == 0
             ids = await event_ids(topology)
+            seq = await topology.pool.fetchval("select max(seq) from corrections")
         restored = before.model_copy(update={"database_url": type(before.database_url)(postgres.url(copy))})
-        moved = await after_restore(restored, "--json")
-        assert moved.exit_code == 0, moved.output
-        found = json.loads(moved.output)
-        assert found["published"]["event_id"] == max(ids)
-        assert found["published"]["seq"] >= 2
+        found = json.loads((await after_restore(restored, "--json")).output)
+        assert (found["has_lost"], found["is_open"], found["generation"]) == (True, False, 0)
+        assert (found["keys"], found["reaches_back"]) == (1, True)
+        assert found["jobs"] > 0
+        assert found["event_id"] >= max(ids)
+        assert found["seq"] >= seq
+        assert "1 positions" in (await after_restore(restored)).output
         async with running(restored, ROLES, sent=9) as topology:
             await topology.settle()
             audit = await topology.audit()
             assert (audit.differences, audit.waiting) == ([], [])
             assert await topology.pool.fetchval("select count(*) from transactions") == 3
-            assert await topology.pool.fetchval("select max(seq) > $1 from corrections", found["published"]["seq"])
+            assert await topology.pool.fetchval("select max(seq) > $1 from corrections", seq)
+            assert await topology.pool.fetchval("select generation from installation") == 1
             again = await event_ids(topology)
             assert min(again - ids) > max(ids)
             assert len(again) > len(ids)
+            assert await consumed.check(restored, topology.pool, random.Random(1)) == []
+        assert "has lost nothing" in (await after_restore(restored)).output
     finally:
         await server.execute(f"drop database if exists {copy} with (force)")
         await server.close()
 
 
 async def after_restore(settings: Settings, *options: str) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, main, ["after-restore", *options], env=settings.environment())
+    found = await asyncio.to_thread(CliRunner().invoke, main, ["after-restore", *options], env=settings.environment())
+    assert found.exit_code == 0, found.output
+    return found
 
 
 async def event_ids(topology: Topology) -> set[int]:
     topics = ("reprocessing-triggers", "reprocessing-status", "transactions-processed", "position-valuations")
     records: list[Any] = [record for topic in topics for record in await topology.read(topic)]
     return {int(dict(record.headers)["event_id"]) for record in records}
-
-
-async def test_after_restore_refuses_while_workers_run(settings: Settings) -> None:
-    async with running(settings):
-        connection = await connect(settings.dsn)
-        try:
-            refused = await after_restore(settings)
-        finally:
-            await connection.close()
-    assert refused.exit_code == 1
-    assert "stop all workers first" in refused.output

@@ -13,6 +13,7 @@ from deploy.local.part import Part
 from deploy.local.ports import Ports
 from deploy.local.postgres import PostgresServer
 from sinks.database import Pool, connect_pool, is_transient, migrate
+from tests.gate import open_gate
 from tests.herd import ALL_ENDED, herd_worker, issue, load
 from tests.servers import serving
 
@@ -30,6 +31,7 @@ async def test_what_a_crash_of_the_server_undoes_is_done_again(folder: Path) -> 
     async with serving("postgres", server) as part:
         dsn = await server.create_database("herd")
         await migrate(dsn)
+        await open_gate(dsn)
         async with await connect_pool(dsn, size=2) as pool:
             for statement in _TO_DISK_LATE:
                 await pool.execute(statement)
@@ -44,6 +46,7 @@ async def test_what_a_crash_of_the_server_undoes_is_done_again(folder: Path) -> 
                     further = f"select keys_done from reprocessing_jobs where keys_done > {reached + 500}"
                     before = await _when(pool, further)
                     await _crash(part)
+                    await _let_in(dsn)
                     reached = await _when(pool, "select keys_done from reprocessing_jobs")
                     undone += max(0, before - reached)
                 await _when(pool, f"select 1 where ({ALL_ENDED})")
@@ -65,6 +68,18 @@ async def _crash(part: Part) -> None:
     os.kill(pid, signal.SIGQUIT)
     while part.pid == pid:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
+
+
+async def _let_in(dsn: str) -> None:
+    """As a worker with Kafka does once the server is back."""
+    async with asyncio.timeout(_SECONDS):
+        while True:
+            try:
+                return await open_gate(dsn)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+            await asyncio.sleep(0.02)
 
 
 async def _when(pool: Pool, query: str) -> Any:

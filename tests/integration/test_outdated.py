@@ -18,6 +18,7 @@ import pytest
 from sinks import outdated, repairs
 from sinks.database import Pool, connect, connect_pool, migrate
 from streams.records import decode_transaction
+from tests.gate import open_gate
 from tests.integration.test_batching_sql import stored
 from tests.integration.test_positions_sql import book
 from tidemark.audit import audit_books
@@ -122,6 +123,7 @@ async def rebuild_all(pool: Pool) -> int:
 async def test_books_of_the_version_before_are_booked_anew(earlier: Path, empty_database: str, pool: Pool) -> None:
     await book_by_earlier(earlier, empty_database, one_by_one("old"), "--migrate")
     assert "0015_quantities" in await migrate(empty_database)
+    await open_gate(empty_database)
     async with pool.acquire() as connection:
         old = await stored(connection, "old")
         await book_by_this(connection, one_by_one("new"))
@@ -144,6 +146,7 @@ async def test_a_change_of_an_outdated_history_books_all_of_it_anew(
     """The sink does not wait for the `books` role; dates before the change are valued again as well."""
     await book_by_earlier(earlier, empty_database, one_by_one("old", slice(4)), "--migrate")
     await migrate(empty_database)
+    await open_gate(empty_database)
     async with pool.acquire() as connection:
         await connection.execute("update position_state set watermark_date = '2025-02-01'")
         late = [{**record, "transaction_date": "2025-03-03T10:00:00Z"} for record in records("old", slice(4, None))]
@@ -160,6 +163,7 @@ async def test_both_versions_side_by_side(earlier: Path, empty_database: str, po
     """Batches of each in turn, on one schema: none stops, and what is left is right after the last rebuild."""
     await book_by_earlier(earlier, empty_database, one_by_one("mixed", slice(2)), "--migrate")
     await migrate(empty_database)
+    await open_gate(empty_database)
     async with pool.acquire() as connection:
         for place in range(2, max(map(len, HISTORIES.values()))):
             batches = one_by_one("mixed", slice(place, place + 1))

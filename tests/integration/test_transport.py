@@ -19,6 +19,7 @@ from deploy.local.stack import Stack
 from sinks.database import connect, migrate
 from streams.settings import Settings
 from streams.topics import ensure_topics
+from tests.gate import open_gate
 from tests.topology import Topology, run_topology, settings_for, until
 
 _HURRIED = {  # compaction as hard as it gets: a segment for nearly every record
@@ -296,6 +297,7 @@ async def _somebody_waits(connection: asyncpg.Connection) -> bool:
 
 
 async def _set_offset(settings: Settings, topic: str, offset: int) -> None:
+    await open_gate(settings.dsn)
     connection = await connect(settings.dsn)
     try:
         await connection.execute(

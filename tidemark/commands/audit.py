@@ -21,6 +21,7 @@ from tidemark.audit import AuditResult, Scope, audit_books, repair
 from tidemark.audit.export import SUFFIXES, exporting
 from tidemark.commands import output
 from tidemark.commands.actor import actor_option
+from tidemark.commands.confirmed import once_confirmed
 from tidemark.oracle import Difference
 
 _SHOWN = 1_000
@@ -97,7 +98,8 @@ def audit(
         raise click.ClickException("the books and the transactions have no such position")
     plan = planner.plan()
     if repairing and not result.agrees:
-        asyncio.run(repair.carry_out(settings.dsn, actor, settings.cost_basis_method, plan))
+        method = settings.cost_basis_method
+        asyncio.run(once_confirmed(settings, lambda: repair.carry_out(settings.dsn, actor, method, plan)))
     if as_json:
         output.echo_json(json.dumps(_as_dict(result), default=str))
     else:

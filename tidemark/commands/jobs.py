@@ -19,6 +19,7 @@ from sinks.ranges import ID, PRIORITY, RESET_RATE
 from streams.settings import load
 from tidemark.commands import output
 from tidemark.commands.actor import actor_option
+from tidemark.commands.confirmed import once_confirmed
 from tidemark.commands.numbers import Number
 
 T = TypeVar("T")
@@ -188,11 +189,13 @@ COMMANDS = [jobs, pause, resume, throttle, impact, reprocess]
 
 
 def _ask(question: Callable[[Connection], Awaitable[T]]) -> T:
+    settings = load()
+
     async def run() -> T:
-        async with open_connection(load().dsn) as connection:
+        async with open_connection(settings.dsn) as connection:
             return await question(connection)
 
-    return asyncio.run(run())
+    return asyncio.run(once_confirmed(settings, run))
 
 
 def _print_job(job: dict[str, Any], as_json: bool) -> None:

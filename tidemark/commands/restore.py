@@ -1,4 +1,4 @@
-"""`tidemark after-restore`: what must happen between a restore of the database and the start of the workers."""
+"""`tidemark after-restore`: a dry run of what workers do after a restore or a promotion of the database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 import click
 from aiokafka.errors import KafkaError
 
-from streams.restore import after_restore as move
+from streams.confirm import Findings, look
 from streams.settings import load
 from streams.topics import TopicError
 from tidemark.commands import output
@@ -18,21 +18,36 @@ from tidemark.commands import output
 @click.command("after-restore")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def after_restore(as_json: bool) -> None:
-    """After the database was restored from a backup, before workers start: move its sequences past anything published.
+    """Say what the database has lost that was published, if anything. Nothing is changed.
 
-    Consumers drop events whose id they have passed, and the trigger table drops triggers whose seq it has covered; the
-    restored database would use such numbers again. Safe to repeat.
+    Workers find it out by themselves after each start of Postgres: they let no write in before. What was published and
+    lost they announce anew, under a new generation.
     """
     settings = load()
     try:
-        published, now = asyncio.run(move(settings))
+        found = asyncio.run(look(settings))
     except KafkaError as error:
         raise TopicError(f"cannot read what was published at {settings.bootstrap_servers}: {error}") from error
     if as_json:
-        output.echo_json(json.dumps({"published": asdict(published), "now": asdict(now)}))
+        output.echo_json(json.dumps(asdict(found)))
         return
-    output.echo(f"event_id: up to {published.event_id} was published; the next ones are above {now.event_id}")
-    output.echo(f"correction seq: up to {published.seq} was published; the next ones are above {now.seq}")
+    for line in _lines(found):
+        output.echo(line)
+
+
+def _lines(found: Findings) -> list[str]:
+    gate = "confirmed: workers write" if found.is_open else "not confirmed yet: no worker writes before it is"
+    lines = [f"generation {found.generation}; this server is {gate}"]
+    if not found.has_lost:
+        return [*lines, "the database has lost nothing that was published"]
+    lines.append(f"the database knows round {found.round} of the relay; round {found.published_round} was published")
+    if not found.reaches_back:
+        return [*lines, "the logs no longer reach back to it: every position will be announced anew"]
+    return [
+        *lines,
+        f"to be announced anew: {found.keys:,} positions, and what is not true of the statuses of {found.jobs:,} jobs",
+        f"event ids will go on above {found.event_id:,}, correction seqs above {found.seq:,}",
+    ]
 
 
 COMMANDS = [after_restore]
