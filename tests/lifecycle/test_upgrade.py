@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from deploy.local.stack import Stack
-from sinks.database import connect_pool
+from sinks.database import connect_pool, migrate
+from tests.gate import open_gate
 from tests.lifecycle.load import books_are_right, flowing
 from tests.topology import Topology, settings_for, until
 
@@ -39,7 +40,9 @@ async def test_workers_of_the_version_before_work_on_this_schema(
     settings = settings_for(kafka, empty_database, folder, repair_after_seconds=5)
     program = ["env", "-C", str(earlier), f"PYTHONPATH={earlier}", sys.executable, "-m", "tidemark"]
     old = Stack(settings, program=program)
-    await old.start()  # migrates with the code of this version
+    await migrate(settings.dsn)
+    await open_gate(settings.dsn)  # as the first new worker of an upgrade does; old ones wait for it
+    await old.start()
     pool = await connect_pool(settings.dsn, size=2)
     try:
         assert not (earlier / "sinks" / "migrations" / "0008_backlog.sql").exists()
