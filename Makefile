@@ -5,7 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-bench/.installed
 OLDEST ?= /usr/lib/postgresql/15/bin
-IN_PROCESSES := --numprocesses $(or $(PROCESSES),2) --dist loadgroup --no-loadscope-reorder
+# Tests start hundreds of Python processes: what they import is compiled once, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
+IN_PROCESSES := --numprocesses $(or $(PROCESSES),2) --dist loadscope --no-loadscope-reorder
 
 .PHONY: setup demo test unit oldest-postgres chaos fuzz peers bench bench-quick simulate cures mutants soak memory docs sbom licences vulnerabilities packages lint types layers lock clean
 .DEFAULT_GOAL := setup

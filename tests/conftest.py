@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +29,8 @@ _FIRST = ("chaos", "security", "web", "lifecycle")
 """The longest tests, so that no process is left alone with one of them in the end."""
 _QUICK = ("simulation", "unit")
 """What needs no server, and comes last."""
+_TOGETHER = ("security", "web")
+"""Folders whose modules share a topology or a broker."""
 _TEMPLATE = "migrated"
 _ANOTHER_POSTGRES = "TIDEMARK_TEST_POSTGRES_BIN"
 
@@ -36,7 +39,7 @@ settings.load_profile("standing")  # how long an example takes says how busy the
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the tests, mark the quick ones, and keep together what shares a fixture that is dear to make."""
+    """Order the tests, and mark the quick ones."""
     if os.environ.get(_ANOTHER_POSTGRES):
         _leave_what_needs_postgres_alone(config, items)
     order = [*_FIRST, "", *_QUICK]
@@ -44,8 +47,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if _folder(item) in _QUICK:
             item.add_marker(pytest.mark.quick)
-        if shared := _shared(item):
-            item.add_marker(pytest.mark.xdist_group(shared))
 
 
 def _leave_what_needs_postgres_alone(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,11 +60,17 @@ def _folder(item: pytest.Item) -> str:
     return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
-def _shared(item: pytest.Item) -> str:
-    """The folder or module that has made a fixture of this test for others too; the run's own each process has."""
-    definitions = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
-    made_by = [each.baseid for of_name in definitions for each in of_name if each.scope != "function"]
-    return min((base for base in made_by if base not in ("", "tests")), key=len, default="")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What a module or one of the folders shares is made once; --dist loadgroup has no effect with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return next((folder for folder in _TOGETHER if path.startswith(f"tests/{folder}/")), path)
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -252,7 +252,7 @@ async def test_2500_events_in_random_order_under_avco(
 async def test_producers_and_partitions_do_not_matter(
     kafka: str, empty_database: str, folder: Path, partitions: int, client: str, key: Any
 ) -> None:
-    events = scenarios.generate(7, events=700)
+    events = scenarios.generate(7, events=350)
     async with run_topology(kafka, empty_database, folder, input_partitions=partitions) as topology:
         if client == "librdkafka":
             topology.send_with_librdkafka(events, key)
