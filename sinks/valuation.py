@@ -249,7 +249,7 @@ async def _value(connection: Connection, claimed: Sequence[Mapping[str, Any]], l
     due = [row for row in claimed if row["due"]]
     snapshots = await _revalue(connection, due, latest) if due else 0
     keys = [row["security_id"] for row in claimed], [row["portfolio_id"] for row in claimed]
-    await connection.execute(BY_INDEX)  # a merge with the table's keys would begin at the security's first, each time
+    await connection.execute(BY_INDEX)  # a merge join would begin at the security's first key, each time
     await connection.execute(_ADVANCE, *keys, latest)
     return Pass(len(due), snapshots, len(claimed) - len(due))
 

@@ -199,7 +199,7 @@ CURES = (
     Cure(
         "the watermarks of a claim are moved on by index",
         "sinks/valuation.py",
-        "    await connection.execute(BY_INDEX)  # a merge with the table's keys would begin at the security's first, each time\n",
+        "    await connection.execute(BY_INDEX)  # a merge join would begin at the security's first key, each time\n",
         "",
         "tests/integration/test_claims_sql.py -k closed",
     ),
