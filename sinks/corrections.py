@@ -91,26 +91,29 @@ with open_keys as materialized (
         where c.security_id = k.security_id and c.right_at is null and c.reset_at is not null
           and (k.seq is null or k.seq > c.seq)
         offset 0) as of_key
+), changes as materialized (
+    select valued.seq, d.*
+    from valued cross join lateral (
+        select coalesce(sum(snapshots), 0)::bigint as snapshots, coalesce(sum(absolute_change), 0) as absolute_change,
+               min(from_date) as from_date, max(to_date) as to_date
+        from correction_changes where seq = valued.seq offset 0
+    ) as d
 ), removed as (
-    delete from correction_changes d using valued where d.seq = valued.seq returning d.*
-), changes as (
-    select seq, sum(snapshots)::bigint as snapshots, sum(absolute_change) as absolute_change,
-           min(from_date) as from_date, max(to_date) as to_date
-    from removed group by seq
+    delete from correction_changes where seq = any (array(select seq from valued))
 ), trimmed as (
-    delete from correction_values v using (
-        select seq, v.security_id, portfolio_id, row_number() over (partition by seq order by abs(
-            coalesce(market_value_after, 0) - coalesce(market_value_before, 0)) desc, portfolio_id) as place
-        from valued join correction_values v using (seq)
-    ) as ranked
-    where v.seq = ranked.seq and v.security_id = ranked.security_id and v.portfolio_id = ranked.portfolio_id
-      and ranked.place > {VALUES_KEPT}
+    delete from correction_values where ctid = any (array(
+        select d.place
+        from valued cross join lateral (
+            select ctid as place, row_number() over (order by abs(
+                coalesce(market_value_after, 0) - coalesce(market_value_before, 0)) desc, portfolio_id) as number
+            from correction_values where seq = valued.seq offset 0
+        ) as d
+        where d.number > {VALUES_KEPT}))
 ), settled as (
     update corrections c set
-        right_at = clock_timestamp(), snapshots_changed = coalesce(changes.snapshots, 0),
-        absolute_change = coalesce(changes.absolute_change, 0), changed_from = changes.from_date,
-        changed_to = changes.to_date
-    from valued left join changes using (seq) where c.seq = valued.seq
+        right_at = clock_timestamp(), snapshots_changed = changes.snapshots,
+        absolute_change = changes.absolute_change, changed_from = changes.from_date, changed_to = changes.to_date
+    from changes where c.seq = changes.seq
     returning c.seq, c.security_id, c.earliest_date, c.reason, coalesce(c.job_id, c.seq) as job_id, c.issued_at,
               c.reset_at, c.right_at, c.snapshots_changed, c.absolute_change, c.changed_from, c.changed_to
 ), announced as (
