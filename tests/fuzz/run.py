@@ -84,7 +84,7 @@ class Fuzz:
     async def finish(self) -> None:
         """A good record at the end of each partition, and everything is to come to its end."""
         for topic in (*_INPUTS, *_INTERNAL):
-            for partition in range(2):
+            for partition in range(self._partitions[self._settings.topic(topic)]):
                 self._produce([_last(topic)], partition)
         await until(self._at_the_end, "every role's offset at the end of each log")
         await until(self._nothing_left, "nothing left to do")
@@ -98,7 +98,12 @@ class Fuzz:
         """Transactions, committed and aborted, whose markers are the last of each log."""
         for commits in (True, False):
             for partition in range(2):
-                self._transaction([_last(topic) for topic in _INPUTS], commits, partition)
+                there = [topic for topic in _INPUTS if partition < self._partitions[self._settings.topic(topic)]]
+                self._transaction([_last(topic) for topic in there], commits, partition)
+
+    @property
+    def _partitions(self) -> dict[str, int]:
+        return {topic.name: topic.partitions for topic in topics.all_topics(self._settings)}
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -186,7 +191,9 @@ class Fuzz:
         try:
             found = {}
             for group, names in topics_by_group(self._settings).items():
-                places = [TopicPartition(name, partition) for name in names for partition in range(2)]
+                places = [
+                    TopicPartition(name, partition) for name in names for partition in range(self._partitions[name])
+                ]
                 ends = await consumer.end_offsets(places)
                 if group not in {self._settings.group(role) for role in OWNED_BY_POSTGRES}:
                     committed = await admin.list_consumer_group_offsets(group)

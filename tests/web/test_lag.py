@@ -21,7 +21,7 @@ from deploy.local.stack import Stack
 from sinks.database import connect
 from streams.lag import PartitionLag, read_lag, topics_by_group
 from streams.settings import Settings, load_named
-from streams.topics import ensure_topics
+from streams.topics import all_topics, ensure_topics
 from tests.exported import exported
 from tidemark.main import main
 
@@ -114,13 +114,18 @@ async def world(kafka: str, database: str, folder: Path) -> AsyncIterator[World]
     await connection.close()
 
 
+def partitions(settings: Settings) -> dict[str, int]:
+    """How many each topic is created with."""
+    return {topic.name: topic.partitions for topic in all_topics(settings)}
+
+
 async def test_every_partition_of_every_group_is_there_from_the_beginning(world: World) -> None:
     found = await read_lag(world.settings, world.connection)
     expected = {
         (group, topic, partition)
         for group, names in topics_by_group(world.settings).items()
         for topic in names
-        for partition in range(2)
+        for partition in range(partitions(world.settings)[topic])
     }
     assert {(row.consumergroup, row.topic, row.partition) for row in found} == expected
     assert {(row.position, row.lag, row.lag_seconds) for row in found} == {(None, 0, 0.0)}
@@ -246,7 +251,8 @@ async def test_one_worker_exports_each_series_and_another_takes_over(world: Worl
 
 async def _until_observed(stack: Stack, roles: list[str]) -> str:
     """The role whose worker exports the lag of every partition; each series may come from one worker only."""
-    expected = sum(2 * len(names) for names in topics_by_group(stack.settings).values())
+    counts = partitions(stack.settings)
+    expected = sum(counts[name] for names in topics_by_group(stack.settings).values() for name in names)
     async with asyncio.timeout(120):
         while True:
             samples = {role: await exported(stack, role) for role in roles}
