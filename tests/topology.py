@@ -17,6 +17,7 @@ from confluent_kafka import Producer as ConfluentProducer
 from deploy.local.stack import Stack
 from sinks.database import connect_pool
 from streams.settings import ROLES, Settings, load_named
+from streams.topics import all_topics
 from tests.reading import read_all
 from tidemark.audit import AuditResult, audit_books
 
@@ -134,6 +135,11 @@ def settings_for(broker_url: str, database_url: str, folder: Path, **changes: An
     )
 
 
+def partitions(settings: Settings) -> dict[str, int]:
+    """How many each topic is created with, by its full name."""
+    return {topic.name: topic.partitions for topic in all_topics(settings)}
+
+
 async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = _STILL_SECONDS) -> None:
     """Wait for a condition; fails with what did not come."""
     try:
@@ -149,13 +155,21 @@ async def run_topology(
     broker_url: str, database_url: str, folder: Path, roles: Sequence[str] = ROLES, **changes: Any
 ) -> AsyncIterator[Topology]:
     """Start the roles; afterwards no worker may have died meanwhile. changes: settings."""
-    settings = settings_for(broker_url, database_url, folder, **changes)
+    async with run_stack(settings_for(broker_url, database_url, folder, **changes), roles) as topology:
+        yield topology
+
+
+@asynccontextmanager
+async def run_stack(
+    settings: Settings, roles: Sequence[str] = ROLES, *, sent: int = 0, may_restart: bool = False
+) -> AsyncIterator[Topology]:
+    """The same with settings at hand. sent: how many records were sent before; may_restart: workers may die."""
     stack = Stack(settings, roles=roles)
     await stack.start()
     pool = await connect_pool(stack.settings.dsn, size=2)
     try:
-        yield Topology(stack, pool)
-        assert stack.restarts == 0, f"a worker died: see {settings.data_dir / 'logs'}"
+        yield Topology(stack, pool, sent)
+        assert may_restart or stack.restarts == 0, f"a worker died: see {settings.data_dir / 'logs'}"
     finally:
         await pool.close()
         await stack.stop()

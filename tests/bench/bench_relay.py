@@ -6,8 +6,7 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from decimal import Decimal
 
 import asyncpg
@@ -16,11 +15,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from sinks import outbox, positions
 from sinks.database import connect_pool
-from streams.relay import Relay
 from streams.settings import Settings
 from streams.topics import PROCESSED
 from tests.bench.bench_positions import trade
 from tests.bench.harness import Bench, Result, percentile, timed
+from tests.relays import relays
 
 _WAIT_SECONDS = 120.0
 
@@ -36,17 +35,6 @@ async def run(bench: Bench) -> None:
             await _latency(bench, settings, pool)
         finally:
             await pool.close()
-
-
-@asynccontextmanager
-async def relaying(settings: Settings) -> AsyncIterator[None]:
-    stopping = False
-    task = asyncio.create_task(Relay(settings, lambda: stopping).run())
-    try:
-        yield
-    finally:
-        stopping = True
-        await task
 
 
 async def drained(pool: asyncpg.Pool) -> None:
@@ -90,7 +78,7 @@ async def _throughput(bench: Bench, settings: Settings, pool: asyncpg.Pool) -> N
     messages = _messages(bench.size(40_000, 10_000))
 
     async def relayed() -> float:
-        async with relaying(settings):
+        async with relays(settings):
             await outbox_ready(pool)
             await pool.execute(
                 "insert into outbox_events (topic, message_key, value)"
@@ -128,7 +116,7 @@ async def _replay(bench: Bench, settings: Settings, pool: asyncpg.Pool) -> None:
     async def expanded() -> float:
         nonlocal revision
         revision += 1
-        async with relaying(settings):
+        async with relays(settings):
             await outbox_ready(pool)
             last = trade(length - 1, 9)
             amended = msgspec.structs.replace(last, revision=revision, gross_transaction_amount=Decimal(revision))
@@ -152,7 +140,7 @@ async def _latency(bench: Bench, settings: Settings, pool: asyncpg.Pool) -> None
     await consumer.start()
     p50s, p99s = [], []
     try:
-        async with relaying(settings):
+        async with relays(settings):
             await outbox_ready(pool)
             for number in range(bench.rounds):
                 bench.say(f"relay, idle latency: round {number + 1} of {bench.rounds}")

@@ -26,7 +26,7 @@ from tests.exported import exported
 from tests.fuzz import batches
 from tests.fuzz.mutations import CODECS, Message, calendar, messages
 from tests.reading import read_all
-from tests.topology import Topology, until
+from tests.topology import Topology, partitions, until
 
 _INTERNAL: dict[str, Callable[[bytes | None], Any]] = {
     topics.TRIGGERS: internal.decode_trigger,
@@ -60,6 +60,7 @@ class Fuzz:
     def __init__(self, topology: Topology, seed: int) -> None:
         self._topology = topology
         self._settings: Settings = topology.settings
+        self._partitions = partitions(topology.settings)
         self._random = Random(seed)
         self._sent = Sent()
         self._number = 0
@@ -100,10 +101,6 @@ class Fuzz:
             for partition in range(2):
                 there = [topic for topic in _INPUTS if partition < self._partitions[self._settings.topic(topic)]]
                 self._transaction([_last(topic) for topic in there], commits, partition)
-
-    @property
-    def _partitions(self) -> dict[str, int]:
-        return {topic.name: topic.partitions for topic in topics.all_topics(self._settings)}
 
     # -- sending ---------------------------------------------------------------------------------------------------
 

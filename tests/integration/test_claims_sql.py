@@ -56,24 +56,26 @@ async def read(connection: asyncpg.Connection, statement: str, *arguments: Any) 
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
+async def begun(connection: asyncpg.Connection) -> tuple[claims.Claims, list[str]]:
+    """A new worker in a transaction, and the page that it would claim from."""
+    worker = claims.Claims(KEYS)
+    await connection.execute(claims.PLAN_FOR_THESE)
+    await worker.look_up(connection, DAY)
+    return worker, worker.next_page()
+
+
 async def next_claim(connection: asyncpg.Connection) -> int:
     """What a new worker's claim reads now; it is not taken."""
-    worker = claims.Claims(KEYS)
     async with connection.transaction():
-        await connection.execute(claims.PLAN_FOR_THESE)
-        await worker.look_up(connection, DAY)
-        page = worker.next_page()
+        worker, page = await begun(connection)
         cursors = [worker._cursors.get(security, "") for security in page]
-        buffers = await read(connection, claims._CLAIM, page, cursors, DAY, KEYS)
-    return buffers
+        return await read(connection, claims._CLAIM, page, cursors, DAY, KEYS)
 
 
 async def take(connection: asyncpg.Connection) -> int:
     """A claim of a new worker, which stays open; returns how many keys it has."""
-    worker = claims.Claims(KEYS)
-    await connection.execute(claims.PLAN_FOR_THESE)
-    await worker.look_up(connection, DAY)
-    return len(await worker.claim(connection, worker.next_page(), DAY))
+    worker, page = await begun(connection)
+    return len(await worker.claim(connection, page, DAY))
 
 
 @pytest.mark.parametrize(("securities", "holders"), [(1_500, 15), (1, 20_000)], ids=["a crowd", "a giant"])

@@ -16,15 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.stack import Stack
 from sinks import generation as gate
-from sinks.database import connect, connect_pool
+from sinks.database import connect
 from streams import topics
 from streams.settings import Settings
 from tests import consumed
 from tests.reading import read_all
 from tests.replicas import Replica, address, is_gone, replicas
-from tests.topology import Event, Topology, settings_for, until
+from tests.topology import Event, Topology, run_stack, settings_for, until
 
 SEEDS = range(int(os.environ.get("TIDEMARK_TEST_SEEDS", "1")))
 _DAYS = [f"2025-01-{day:02}" for day in range(2, 12)]
@@ -74,25 +73,20 @@ class Inputs:
         return found
 
 
-@asynccontextmanager
-async def running(settings: Settings, sent: int = 0) -> AsyncIterator[Topology]:
-    """All roles; workers may end and be started again."""
-    stack = Stack(settings)
-    await stack.start()
-    pool = await connect_pool(settings.dsn, size=2)
+async def ask(dsn: str, query: str) -> int:
+    connection = await connect(dsn)
     try:
-        yield Topology(stack, pool, sent)
+        return await connection.fetchval(query)
     finally:
-        await pool.close()
-        await stack.stop()
+        await connection.close()
 
 
 async def generation(dsn: str) -> int:
-    connection = await connect(dsn)
-    try:
-        return await connection.fetchval("select generation from installation")
-    finally:
-        await connection.close()
+    return await ask(dsn, "select generation from installation")
+
+
+async def rounds(dsn: str) -> int:
+    return await ask(dsn, "select coalesce(max(round), 0) from relay_rounds")
 
 
 async def flow(topology: Topology, inputs: Inputs, stop: asyncio.Event) -> None:
@@ -111,14 +105,6 @@ async def flowing(topology: Topology, inputs: Inputs) -> AsyncIterator[None]:
     finally:
         stop.set()
         await task
-
-
-async def rounds(dsn: str) -> int:
-    connection = await connect(dsn)
-    try:
-        return await connection.fetchval("select coalesce(max(round), 0) from relay_rounds")
-    finally:
-        await connection.close()
 
 
 async def some_rounds(replica: Replica, name: str, count: int) -> None:
@@ -176,7 +162,7 @@ async def test_a_restart_and_failovers_under_load(kafka: str, folder: Path, seed
         settings = settings_for(
             kafka, address([first, second, third], "books"), folder, repair_after_seconds=3, internal_partitions=2
         )
-        async with running(settings) as topology:
+        async with run_stack(settings, may_restart=True) as topology:
             await topology.send(inputs.calendar() + inputs.some(40))
             await topology.settle()
 

@@ -7,10 +7,9 @@ import json
 import os
 import random
 import signal
-import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ from deploy.local.ports import Ports
 from deploy.local.stack import Stack
 from sinks import outbox
 from sinks.database import connect
-from streams.relay import Relay
-from streams.settings import Settings, load_named
+from streams.settings import Settings
 from streams.topics import ensure_topics
 from tests import processed, scenarios
 from tests.reading import read_all
-from tests.topology import run_topology
+from tests.relays import relays
+from tests.topology import run_topology, settings_for
 from tidemark.main import main
 
 TOPIC = "transactions-processed"
@@ -40,24 +39,9 @@ _SECONDS = 120.0
 
 @pytest.fixture
 async def settings(kafka: str, database: str, folder: Path) -> Settings:
-    prefix = f"r{uuid.uuid4().hex[:8]}-"
-    settings = load_named(
-        broker_url=kafka, database_url=database, data_dir=folder / prefix, topic_prefix=prefix, internal_partitions=2
-    )
+    settings = settings_for(kafka, database, folder)
     await ensure_topics(settings)
     return settings
-
-
-@asynccontextmanager
-async def relays(settings: Settings, count: int = 1, silent_seconds: float = 60) -> AsyncIterator[None]:
-    stopping = False
-    tasks = [asyncio.create_task(Relay(settings, lambda: stopping, silent_seconds).run()) for _ in range(count)]
-    try:
-        yield
-    finally:
-        stopping = True
-        async with asyncio.timeout(30):
-            await asyncio.gather(*tasks)
 
 
 async def write(pool: asyncpg.Pool, key: str, *values: bytes, topic: str = TOPIC) -> list[int]:

@@ -8,26 +8,12 @@ from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
-from deploy.local.stack import Stack
 from sinks.database import connect_pool
 from streams import topics
 from streams.settings import Settings
-from tests.topology import Event, Topology, settings_for, until
+from tests.topology import Event, run_stack, settings_for, until
 
 _SECURITIES = [f"S{n}" for n in range(20)]
-
-
-@asynccontextmanager
-async def running(settings: Settings, sent: int = 0) -> AsyncIterator[Topology]:
-    stack = Stack(settings)
-    await stack.start()
-    pool = await connect_pool(settings.dsn, size=2)
-    try:
-        yield Topology(stack, pool, sent)
-        assert stack.restarts == 0
-    finally:
-        await pool.close()
-        await stack.stop()
 
 
 @asynccontextmanager
@@ -63,12 +49,12 @@ def opening() -> list[Event]:
 
 async def test_more_partitions_of_an_input_topic(kafka: str, empty_database: str, folder: Path) -> None:
     settings = settings_for(kafka, empty_database, folder)
-    async with running(settings) as topology:
+    async with run_stack(settings) as topology:
         await topology.send(opening())
         await topology.settle()  # producers have stopped, and nothing is behind
         async with administering(settings) as admin:
             await admin.create_partitions({settings.topic(topics.PRICES): NewPartitions(5)})
-    async with running(settings, len(opening())) as topology:
+    async with run_stack(settings, sent=len(opening())) as topology:
         await topology.send(history(3, 12))
         await topology.settle()
         read = await topology.pool.fetch(
@@ -82,7 +68,7 @@ async def test_more_partitions_of_an_input_topic(kafka: str, empty_database: str
 async def test_more_partitions_of_the_internal_topics(kafka: str, empty_database: str, folder: Path) -> None:
     settings = settings_for(kafka, empty_database, folder, repair_after_seconds=2)
     late = history(2, 11)
-    async with running(settings) as topology:
+    async with run_stack(settings) as topology:
         await topology.send(opening())
         await topology.settle()
         await topology.pool.execute("update reset_limit set paused = true")
@@ -105,7 +91,7 @@ async def test_more_partitions_of_the_internal_topics(kafka: str, empty_database
     await pool.execute("delete from kafka_offsets where topic = $1", settings.topic(topics.JOBS))
     await pool.execute("update reset_limit set paused = false")
     await pool.close()
-    async with running(more, len(opening()) + len(late)) as topology:
+    async with run_stack(more, sent=len(opening()) + len(late)) as topology:
         await topology.settle()
         # It found its local state ahead of the new changelog, removed it, and was started again.
         assert topology.stack.workers["triggers"].restarts <= 1

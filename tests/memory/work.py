@@ -17,8 +17,8 @@ import streams.app  # noqa: F401  # what every worker has loaded
 from sinks import positions
 from sinks.database import connect_pool
 from sinks.model import Transaction
-from streams.relay import Relay
 from streams.settings import load_named
+from tests.relays import relays
 
 _WAIT_SECONDS = 240.0
 
@@ -49,13 +49,9 @@ async def catch_up(dsn: str, broker: str, prefix: str, folder: str) -> dict[str,
     settings = load_named(
         broker_url=broker, database_url=dsn, topic_prefix=prefix, data_dir=Path(folder), internal_partitions=2
     )
-    stopping = False
-    relaying = asyncio.create_task(Relay(settings, lambda: stopping).run())
-    async with await connect_pool(dsn) as pool, asyncio.timeout(_WAIT_SECONDS):
+    async with relays(settings), await connect_pool(dsn) as pool, asyncio.timeout(_WAIT_SECONDS):
         while await pool.fetchval("select exists (select from outbox_events)"):  # noqa: ASYNC110
             await asyncio.sleep(0.2)
-    stopping = True
-    await relaying
     return {}
 
 

@@ -21,8 +21,9 @@ from deploy.local.stack import Stack
 from sinks.database import connect
 from streams.lag import PartitionLag, read_lag, topics_by_group
 from streams.settings import Settings, load_named
-from streams.topics import all_topics, ensure_topics
+from streams.topics import ensure_topics
 from tests.exported import exported
+from tests.topology import partitions
 from tidemark.main import main
 
 HOUR_MS = 3_600_000
@@ -112,11 +113,6 @@ async def world(kafka: str, database: str, folder: Path) -> AsyncIterator[World]
     connection = await connect(database)
     yield World(settings, connection)
     await connection.close()
-
-
-def partitions(settings: Settings) -> dict[str, int]:
-    """How many each topic is created with."""
-    return {topic.name: topic.partitions for topic in all_topics(settings)}
 
 
 async def test_every_partition_of_every_group_is_there_from_the_beginning(world: World) -> None:
@@ -251,8 +247,8 @@ async def test_one_worker_exports_each_series_and_another_takes_over(world: Worl
 
 async def _until_observed(stack: Stack, roles: list[str]) -> str:
     """The role whose worker exports the lag of every partition; each series may come from one worker only."""
-    counts = partitions(stack.settings)
-    expected = sum(counts[name] for names in topics_by_group(stack.settings).values() for name in names)
+    there = partitions(stack.settings)
+    expected = sum(there[name] for names in topics_by_group(stack.settings).values() for name in names)
     async with asyncio.timeout(120):
         while True:
             samples = {role: await exported(stack, role) for role in roles}
