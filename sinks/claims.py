@@ -92,6 +92,7 @@ class Claims:
         self._cursors: dict[str, str] = {}
         self._halfway: set[str] = set()  # begun in the middle: what is before it comes afterwards
         self._queues: dict[str, list[str]] = {}
+        self._queue: list[str] = []  # that the last page is of
         self._kept_until = 0.0
         self._turns = deque(["corrected", "behind"])  # in turn, so that neither starves the other
 
@@ -103,8 +104,8 @@ class Claims:
 
     def next_page(self) -> list[str]:
         """The securities to claim from now; empty when the queues are."""
-        queue = next(filter(None, map(self._queues.get, self._turns)), [])
-        return queue[:SECURITIES_AT_ONCE]
+        self._queue = next(filter(None, map(self._queues.get, self._turns)), [])
+        return self._queue[:SECURITIES_AT_ONCE]
 
     async def look_up(self, connection: Connection, latest: date) -> None:
         """Fill the queues with what is due before `latest`."""
@@ -134,7 +135,7 @@ class Claims:
         return claimed
 
     def passed(self, page: Sequence[str], claimed: Sequence[asyncpg.Record]) -> list[str]:
-        """The securities gone through to their end, which leave the queue; a full claim ends within one."""
+        """The page's securities gone through to their end, which leave the queue; a full claim ends within one."""
         if len(claimed) < self.keys:
             gone = list(page)
         else:
@@ -147,10 +148,7 @@ class Claims:
                 self._cursors[security] = ""
             else:
                 self._cursors.pop(security, None)
-        for queue in self._queues.values():
-            if queue[: len(page)] == list(page):
-                del queue[: len(gone)]
-                break
+        del self._queue[: len(gone)]
         return gone
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import asyncpg
+import msgspec
 
 from sinks.database import Connection
 
@@ -69,15 +70,26 @@ class Installation:
         return self.fence, self.round
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A round that may be published once its mark is in Kafka; with the highest numbers drawn before it."""
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
-    fence: int
-    round: int
-    generation: int
-    event_id: int
-    seq: int
+
+class Mark(msgspec.Struct, frozen=True):
+    """A round of the relay: its mark precedes, in `tidemark-generation`, whatever the round publishes.
+
+    event_id, seq: the highest drawn before it; done: nothing of the round is on its way any more.
+    """
+
+    fence: Annotated[int, msgspec.Meta(ge=-1, le=2**62)]
+    round: _Number
+    generation: Annotated[int, msgspec.Meta(ge=0, le=2_000)]
+    event_id: _Number
+    seq: _Number
+    done: bool = False
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Marks compare by it with one another, and with the database's own."""
+        return self.fence, self.round
 
 
 def is_closed_gate(error: BaseException) -> bool:
@@ -113,7 +125,7 @@ async def close_gate(connection: Connection) -> None:
     await connection.execute("update installation set instance = null")
 
 
-async def begin_round(connection: Connection, positions: Mapping[str, int] | None = None) -> Begun:
+async def begin_round(connection: Connection, positions: Mapping[str, int] | None = None) -> Mark:
     """Count a round of the relay, durably. Raises the gate's error while it is closed.
 
     positions: where the output partitions end by now; they may be some rounds old, or left as they are stored.
@@ -121,4 +133,4 @@ async def begin_round(connection: Connection, positions: Mapping[str, int] | Non
     row = await connection.fetchrow(_BEGIN_ROUND, json.dumps(positions) if positions else None)
     if row is None:
         raise asyncpg.CannotConnectNowError("no worker has confirmed this server yet: nothing is published")
-    return Begun(**row)
+    return Mark(**row)

@@ -14,9 +14,9 @@ from datetime import date
 from itertools import islice
 from typing import Any
 
-from sinks import replay
+from sinks import replay, statuses
 from sinks.database import Connection
-from sinks.generation import Installation
+from sinks.generation import Installation, Mark
 from sinks.history import columns
 
 EPOCHS_BITS, _MOST = 20, 2_047
@@ -87,20 +87,17 @@ order by k.security_id collate "C", k.portfolio_id collate "C"
 """
 
 # Not of what the books say as well, nor of jobs that nobody has: those were announced as void.
-_STATUSES = """
-insert into outbox_events (topic, message_key, headers, value)
-select 'reprocessing-status', convert_to(security_id, 'UTF8'),
-       jsonb_build_object('security_id', security_id, 'job_id', job_id::text), convert_to(jsonb_build_object(
-    'job_id', job_id, 'security_id', security_id, 'status', 'BOOKS_REOPENED', 'keys_total', null, 'keys_done', 0,
-    'failure_reason', 'the database lost what was announced of it', 'at', clock_timestamp())::text, 'UTF8')
+_STATUSES = statuses.announce(
+    """
 from unnest($1::text[], $2::bigint[], $3::text[]) as announced (security_id, job_id, last)
 where last is distinct from coalesce(
     (select case when c.right_at is not null then 'BOOKS_RIGHT'
                  else (select j.status from reprocessing_jobs j where j.job_id = c.seq) end
      from corrections c where c.seq = announced.job_id and c.security_id = announced.security_id),
     case when last in ('CANCELLED', 'BOOKS_REOPENED') then last end)
-order by job_id
-"""
+""",
+    of_no_job=("BOOKS_REOPENED", "the database lost what was announced of it"),
+)
 
 _EVERY_KEY = """
 select s.security_id, s.portfolio_id, s.epoch, coalesce((
@@ -112,23 +109,6 @@ from position_state s
 _WRITE_DOWN = """
 insert into generations (generation, fence, round, lost_round, keys, jobs) values ($1, $2, $3, $4, $5, $6)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What the topic `tidemark-generation` says last: a round that was published, and the highest numbers in it."""
-
-    fence: int
-    round: int
-    generation: int
-    event_id: int
-    seq: int
-    done: bool = False
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Marks compare by it with one another, and with the database's own."""
-        return self.fence, self.round
 
 
 @dataclass(slots=True)

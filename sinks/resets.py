@@ -13,7 +13,7 @@ from datetime import date, datetime
 
 import asyncpg
 
-from sinks import corrections
+from sinks import corrections, statuses
 from sinks.database import BY_INDEX, Connection
 from sinks.holders import affected, last_held_before
 from sinks.model import Job
@@ -175,15 +175,7 @@ from done where j.job_id = done.job_id
 returning {", ".join(f"j.{name}" for name in _COLUMNS.split(", "))}
 """
 
-_ANNOUNCE = """
-insert into outbox_events (topic, message_key, headers, value)
-select 'reprocessing-status', convert_to(security_id, 'UTF8'),
-       jsonb_build_object('security_id', security_id, 'job_id', job_id::text), convert_to(jsonb_build_object(
-    'job_id', job_id, 'security_id', security_id, 'status', status, 'keys_total', keys_total, 'keys_done', keys_done,
-    'failure_reason', failure_reason, 'at', clock_timestamp())::text, 'UTF8')
-from reprocessing_jobs where job_id = any($1::bigint[])
-order by job_id
-"""
+_ANNOUNCE = statuses.announce("from reprocessing_jobs where job_id = any($1::bigint[])")
 
 _NOTE_ATTEMPT = """
 update reprocessing_jobs set
@@ -207,15 +199,10 @@ where job_id = seq and (select c.security_id = job.security_id and c.earliest_da
                         from corrections c where c.seq = job.job_id)
 """
 
-_REFUSE = """
-insert into outbox_events (topic, message_key, headers, value)
-select 'reprocessing-status', convert_to(security_id, 'UTF8'),
-       jsonb_build_object('security_id', security_id, 'job_id', job_id::text), convert_to(jsonb_build_object(
-    'job_id', job_id, 'security_id', security_id, 'status', 'CANCELLED', 'keys_total', null, 'keys_done', 0,
-    'failure_reason', 'the ledger has issued no such correction', 'at', clock_timestamp())::text, 'UTF8')
-from unnest($1::bigint[], $2::text[]) as job (job_id, security_id)
-order by job_id
-"""
+_REFUSE = statuses.announce(
+    "from unnest($1::bigint[], $2::text[]) as job (job_id, security_id)",
+    of_no_job=("CANCELLED", "the ledger has issued no such correction"),
+)
 
 
 class JobMoved(Exception):  # noqa: N818 - an outcome

@@ -13,8 +13,7 @@ from typing import Literal
 
 from sinks import generation, reannounce
 from sinks.database import leadership, open_connection
-from sinks.generation import Installation
-from sinks.reannounce import Mark
+from sinks.generation import Installation, Mark
 from streams.published import published_since
 from streams.settings import Settings
 from streams.witness import read_tail, set_fence

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, replace
 
 from aiokafka import AIOKafkaProducer
+from msgspec.structs import replace
 
 from sinks import generation
 from sinks.database import Connection
-from sinks.reannounce import Mark
+from sinks.generation import Mark
 from streams import topics, witness
 from streams.log_reader import open_log
 from streams.published import OUTPUTS
@@ -60,10 +60,10 @@ class Marks:
         Raises Superseded, and the gate's error while the database is not confirmed.
         """
         is_due = time.monotonic() - self._stored_at > _POSITIONS_SECONDS
-        begun = await generation.begin_round(connection, self._positions if is_due else None)
+        mark = await generation.begin_round(connection, self._positions if is_due else None)
         if is_due:
             self._stored_at = time.monotonic()
-        self._open = mark = Mark(**asdict(begun))
+        self._open = mark
         self._follow(await witness.send_mark(self._producer, self._settings, mark))
 
     async def end(self) -> None:

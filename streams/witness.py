@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from sinks.generation import Installation
-from sinks.reannounce import Mark
+from sinks.generation import Installation, Mark
 from streams import topics
 from streams.kafka_clients import client_settings
 from streams.log_reader import Log, open_log
@@ -30,28 +29,17 @@ _MARK, _FENCE = b"mark", b"fence"
 _TAIL = 1_000  # The last mark is among so many records, and so is a fence that no relay has answered yet.
 _REQUEST_MS = 10_000
 
-_Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-
 
 class Superseded(Exception):  # noqa: N818 - an outcome
     """Another relay, or another database, has published since; this one must not."""
 
 
-class _Mark(msgspec.Struct, frozen=True):
-    fence: Annotated[int, msgspec.Meta(ge=-1, le=2**62)]
-    round: _Number
-    generation: Annotated[int, msgspec.Meta(ge=0, le=2_000)]
-    event_id: _Number
-    seq: _Number
-    done: bool = False
-
-
 class _Fence(msgspec.Struct, frozen=True):
     instance: str
-    last: _Mark | None = None
+    last: Mark | None = None
 
 
-_decode_mark = msgspec.json.Decoder(_Mark).decode
+_decode_mark = msgspec.json.Decoder(Mark).decode
 _decode_fence = msgspec.json.Decoder(_Fence).decode
 
 
@@ -109,10 +97,9 @@ def _with(found: Tail, record: Any) -> Tail:
     return found
 
 
-def _furthest(known: Mark | None, read: _Mark | None) -> Mark | None:
-    if read is None:
+def _furthest(known: Mark | None, mark: Mark | None) -> Mark | None:
+    if mark is None:
         return known
-    mark = Mark(**msgspec.structs.asdict(read))
     return mark if known is None or (mark.place, mark.done) >= (known.place, known.done) else known
 
 
@@ -124,20 +111,14 @@ async def set_fence(settings: Settings, instance: str, last: Mark | None) -> int
     producer = AIOKafkaProducer(**client_settings(settings), acks="all", request_timeout_ms=_REQUEST_MS)
     await producer.start()
     try:
-        return await _send(
-            producer, settings, _FENCE, msgspec.json.encode(_Fence(instance, _said(last) if last else None))
-        )
+        return await _send(producer, settings, _FENCE, msgspec.json.encode(_Fence(instance, last)))
     finally:
         await producer.stop()
 
 
 async def send_mark(producer: AIOKafkaProducer, settings: Settings, mark: Mark) -> int:
     """Say that a round begins, or has ended; returns the mark's offset. Raises KafkaError."""
-    return await _send(producer, settings, _MARK, msgspec.json.encode(_said(mark)))
-
-
-def _said(mark: Mark) -> _Mark:
-    return _Mark(mark.fence, mark.round, mark.generation, mark.event_id, mark.seq, mark.done)
+    return await _send(producer, settings, _MARK, msgspec.json.encode(mark))
 
 
 async def _send(producer: AIOKafkaProducer, settings: Settings, key: bytes, value: bytes) -> int:

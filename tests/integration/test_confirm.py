@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,15 +14,16 @@ from click.testing import CliRunner
 from deploy.local.postgres import PostgresServer
 from sinks import generation, reannounce
 from sinks.database import connect, connect_pool
+from sinks.generation import Mark
 from sinks.outbox import OutboxEvent
-from sinks.reannounce import Mark
 from streams import confirm as confirming
 from streams.confirm import confirm
-from streams.relay import Publisher, Relay
-from streams.settings import Settings, load_named
+from streams.relay import Publisher
+from streams.settings import Settings
 from streams.topics import ensure_topics
 from tests.reading import read_all
-from tests.topology import until
+from tests.relays import relays
+from tests.topology import settings_for, until
 from tidemark.main import main
 
 TOPIC = "transactions-processed"
@@ -31,24 +31,9 @@ TOPIC = "transactions-processed"
 
 @pytest.fixture
 async def settings(kafka: str, database: str, folder: Path) -> Settings:
-    prefix = f"c{uuid.uuid4().hex[:8]}-"
-    settings = load_named(
-        broker_url=kafka, database_url=database, data_dir=folder / prefix, topic_prefix=prefix, internal_partitions=1
-    )
+    settings = settings_for(kafka, database, folder, internal_partitions=1)
     await ensure_topics(settings)
     return settings
-
-
-@asynccontextmanager
-async def relaying(settings: Settings) -> AsyncIterator[None]:
-    stopping = False
-    task = asyncio.create_task(Relay(settings, lambda: stopping).run())
-    try:
-        yield
-    finally:
-        stopping = True
-        async with asyncio.timeout(30):
-            await task
 
 
 @asynccontextmanager
@@ -89,13 +74,13 @@ async def close_gate(pool: asyncpg.Pool) -> None:
 
 
 async def test_a_database_that_knows_what_was_published_goes_on(settings: Settings, pool: asyncpg.Pool) -> None:
-    async with relaying(settings):
+    async with relays(settings):
         await publish(pool, b"1")
     await close_gate(pool)
     found = await confirm(settings, reannounces=False)
     assert found.outcome == "confirmed"
     assert (await confirm(settings, reannounces=False)).outcome == "open"
-    async with relaying(settings):
+    async with relays(settings):
         await publish(pool, b"2")
     assert await published(settings) == [b"1", b"2"]
     assert await pool.fetchval("select generation from installation") == 0
@@ -108,7 +93,7 @@ async def test_of_two_databases_only_the_one_confirmed_last_publishes(
     await close_gate(pool)
     assert (await confirm(settings, reannounces=True)).outcome == "confirmed"
     async with copied(postgres, settings) as (other, of_other):
-        async with relaying(settings):
+        async with relays(settings):
             await publish(pool, b"before")
             # The copy lacks the round, so it is another generation; from here on the first one is to be silent.
             assert (await confirm(other, reannounces=True)).outcome == "new generation"
@@ -116,7 +101,7 @@ async def test_of_two_databases_only_the_one_confirmed_last_publishes(
                 f"insert into outbox_events (topic, message_key, value) values ('{TOPIC}', 'k', 'after')"
             )
             await until(lambda: _said(caplog, "another database has been confirmed"), "a relay that gives way", 60)
-        async with relaying(other):
+        async with relays(other):
             await publish(of_other, b"other")
     assert await published(settings) == [b"before", b"other"]
 
@@ -125,14 +110,14 @@ async def test_a_database_that_goes_back_under_a_running_server_is_found_out(
     settings: Settings, pool: asyncpg.Pool
 ) -> None:
     """As by the snapshot of a whole machine: the server's process is the same, so the gate stays open."""
-    async with relaying(settings):
+    async with relays(settings):
         await publish(pool, b"1")
         await publish(pool, b"2")
     await pool.execute("delete from relay_rounds")
-    async with relaying(settings):
+    async with relays(settings):
         await until(lambda: _is_closed(pool), "a closed gate", 30)
     assert (await confirm(settings, reannounces=True)).outcome == "new generation"
-    async with relaying(settings):
+    async with relays(settings):
         await publish(pool, b"3")
 
 
@@ -140,7 +125,7 @@ async def test_a_worker_that_dies_while_it_begins_a_generation_leaves_nothing_be
     settings: Settings, pool: asyncpg.Pool, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with copied(postgres, settings) as (other, of_other):
-        async with await connect_pool(settings.dsn, size=1) as first, relaying(settings):
+        async with await connect_pool(settings.dsn, size=1) as first, relays(settings):
             await publish(first, b'{"portfolio_id": "P", "security_id": "A", "epoch": 3, "sequence": 0, "count": 0}')
 
         async def die(*_: object) -> None:
@@ -178,7 +163,7 @@ async def test_a_relay_that_has_not_finished_is_waited_for(
 
         monkeypatch.setattr(confirming, "set_fence", announced)
         monkeypatch.setattr(Publisher, "_lanes", slowly)
-        async with await connect_pool(settings.dsn, size=1) as first, relaying(settings):
+        async with await connect_pool(settings.dsn, size=1) as first, relays(settings):
             await first.execute(f"insert into outbox_events (topic, message_key, value) values ('{TOPIC}', 'k', $1)",
                                 position)  # fmt: skip
             await marked.wait()

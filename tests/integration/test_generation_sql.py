@@ -13,8 +13,9 @@ import pytest
 from sinks import generation, outbox, reannounce
 from sinks.database import is_transient
 from sinks.failures import Failure, failure_of, is_too_much
+from sinks.generation import Mark
 from sinks.offsets import Offsets
-from sinks.reannounce import EPOCHS_BITS, Mark, Published, Seen
+from sinks.reannounce import EPOCHS_BITS, Published, Seen
 from tests.engine import Engine
 from tests.processed import Downstream
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from aiokafka.errors import KafkaError
@@ -16,6 +17,15 @@ from streams.topics import TopicError
 T = TypeVar("T")
 
 
+@contextmanager
+def reading_what_was_published(settings: Settings) -> Iterator[None]:
+    """Kafka's errors become a TopicError, one line that names the broker."""
+    try:
+        yield
+    except KafkaError as error:
+        raise TopicError(f"cannot read what was published at {settings.bootstrap_servers}: {error}") from error
+
+
 async def once_confirmed(settings: Settings, work: Callable[[], Awaitable[T]]) -> T:
     """The work's result. It must be safe to begin again: the gate refuses its first write, and nothing is done then.
 
@@ -26,10 +36,8 @@ async def once_confirmed(settings: Settings, work: Callable[[], Awaitable[T]]) -
     except Exception as error:
         if not is_closed_gate(error):
             raise
-    try:
+    with reading_what_was_published(settings):
         found = await confirm(settings, reannounces=False)
-    except KafkaError as error:
-        raise TopicError(f"cannot read what was published at {settings.bootstrap_servers}: {error}") from error
     if found.outcome == "lost":
         raise DatabaseError(
             "the database has lost commits that were published: a `books` worker must announce anew what consumers "

@@ -7,12 +7,11 @@ import json
 from dataclasses import asdict
 
 import click
-from aiokafka.errors import KafkaError
 
 from streams.confirm import Findings, look
 from streams.settings import load
-from streams.topics import TopicError
 from tidemark.commands import output
+from tidemark.commands.confirmed import reading_what_was_published
 
 
 @click.command("after-restore")
@@ -24,10 +23,8 @@ def after_restore(as_json: bool) -> None:
     lost they announce anew, under a new generation.
     """
     settings = load()
-    try:
+    with reading_what_was_published(settings):
         found = asyncio.run(look(settings))
-    except KafkaError as error:
-        raise TopicError(f"cannot read what was published at {settings.bootstrap_servers}: {error}") from error
     if as_json:
         output.echo_json(json.dumps(asdict(found)))
         return
